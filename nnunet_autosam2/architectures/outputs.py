@@ -1,0 +1,33 @@
+"""What the network hands to the loss while it trains."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class SAM2Masks(NamedTuple):
+    """SAM2's own answer on the K slices that it has seen; R regions (or foreground classes).
+
+    `logits` has the channels of the network's output: R of them for regions; for exclusive labels R + 1, where
+    channel 0 is a background of constant logit 0, so that a softmax turns the masks into class probabilities.
+    """
+
+    logits: Tensor
+    """[B, C, K, H, W], at the resolution of the input"""
+    predicted_iou: Tensor
+    """[B, R, K], SAM2's own estimate, 0 to 1"""
+    object_score: Tensor
+    """[B, R, K], logit of "the region is on this slice" """
+    slices: Tensor
+    """[B, K] positions along the slice axis, ascending"""
+
+
+class AutoSAM2Output(NamedTuple):
+    """Training output. First comes what a prediction would return, as nnU-Net expects of deep supervision."""
+
+    logits: Tensor
+    """[B, C, D, H, W], fused. The same tensor as `unet[0]` where SAM2 does not take part."""
+    unet: tuple[Tensor, ...]
+    """The UNet's own logits, full resolution first, then the deep-supervision heads from fine to coarse"""
+    sam2: SAM2Masks | None
+    """None where SAM2 does not take part"""

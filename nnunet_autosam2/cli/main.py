@@ -1,0 +1,45 @@
+"""The `autosam2` command: one sub-command a file, imported only when it is called."""
+
+import importlib
+
+import click
+
+from nnunet_autosam2.errors import AutoSAM2Error
+
+COMMANDS = {
+    "doctor": "doctor",
+    "configure": "configure",
+    "convert-brats": "convert_brats",
+    "predictions-to-brats": "predictions_to_brats",
+    "make-phantom": "make_phantom",
+    "show": "show",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a sub-command on first use, so that `autosam2 --help` does not load torch and nnU-Net."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"nnunet_autosam2.cli.{COMMANDS[cmd_name]}")
+        return module.command
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except AutoSAM2Error as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nnunet-autosam2")
+def main() -> None:
+    """SAM2 in nnU-Net: prepare data sets, configure, check and look at AutoSAM2 models.
+
+    Training and prediction use nnU-Net's own commands:
+    nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerAutoSAM2
+    """

@@ -1,0 +1,17 @@
+"""Errors that a user can cause and mend. Each message names what is at fault and what to do about it."""
+
+
+class AutoSAM2Error(Exception):
+    """Base of every error that the command line shows as one line, without a traceback."""
+
+
+class ConfigurationError(AutoSAM2Error):
+    """A key, a value or a combination of values in the configuration is not possible."""
+
+
+class WeightsError(AutoSAM2Error):
+    """SAM2 weights are missing or do not fit the model."""
+
+
+class DatasetError(AutoSAM2Error):
+    """A file or folder of a data set cannot be used."""
