@@ -12,9 +12,7 @@ from nnunet_autosam2.errors import ConfigurationError
 
 PLANS_KEY = "autosam2"
 SAM2_MODELS = tuple(
-    f"{version}-hiera-{size}"
-    for version in ("sam2.1", "sam2")
-    for size in ("tiny", "small", "base-plus", "large")
+    f"{version}-hiera-{size}" for version in ("sam2.1", "sam2") for size in ("tiny", "small", "base-plus", "large")
 )
 CHOICES: dict[str, tuple[str, ...]] = {
     "fusion": ("fixed", "gated"),
@@ -140,9 +138,7 @@ class AutoSAM2Config:
             self.rgb_channels is None or (len(self.rgb_channels) == 3 and min(self.rgb_channels) >= 0),
             "three channel numbers",
         )
-        self._require(
-            "bce_weight", self.bce_weight + self.dice_weight > 0, "more than 0 when dice_weight is 0"
-        )
+        self._require("bce_weight", self.bce_weight + self.dice_weight > 0, "more than 0 when dice_weight is 0")
         if not self.enable_unet_decoder and not self.uses_sam2:
             raise ConfigurationError(
                 "enable_unet_decoder is false and SAM2 is off (enable_sam2 is false or slice_fraction is 0): "
@@ -172,9 +168,7 @@ class AutoSAM2Config:
     def from_dict(cls, values: Mapping[str, Any]) -> AutoSAM2Config:
         """From the `autosam2` block of a plans configuration; missing keys keep their defaults."""
         if not isinstance(values, Mapping):
-            raise ConfigurationError(
-                f"the {PLANS_KEY} block of the plans has to map keys to values, got {values!r}."
-            )
+            raise ConfigurationError(f"the {PLANS_KEY} block of the plans has to map keys to values, got {values!r}.")
         return cls().updated(values)
 
     def to_dict(self) -> dict[str, Any]:

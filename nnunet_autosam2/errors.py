@@ -15,3 +15,7 @@ class WeightsError(AutoSAM2Error):
 
 class DatasetError(AutoSAM2Error):
     """A file or folder of a data set cannot be used."""
+
+
+class OutOfMemoryError(AutoSAM2Error):
+    """The smallest possible piece of work does not fit into memory."""

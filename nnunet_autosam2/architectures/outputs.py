@@ -1,4 +1,4 @@
-"""What the network hands to the loss while it trains."""
+"""What the network hands to the loss while it trains, and to whoever wants to look inside."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class SAM2Masks(NamedTuple):
-    """SAM2's own answer on the K slices that it has seen; R regions (or foreground classes).
+    """SAM2's own answer on the K slices that were selected; R regions (or foreground classes).
 
     `logits` has the channels of the network's output: R of them for regions; for exclusive labels R + 1, where
     channel 0 is a background of constant logit 0, so that a softmax turns the masks into class probabilities.
@@ -20,6 +20,12 @@ class SAM2Masks(NamedTuple):
     """[B, R, K], logit of "the region is on this slice" """
     slices: Tensor
     """[B, K] positions along the slice axis, ascending"""
+    prompted: Tensor
+    """[B, K], False where a prediction skipped SAM2 because the UNet sees nothing there"""
+    points: Tensor
+    """[B, R, K, P, 2] prompts, (x, y) in pixels of the slice: two corners of the box, positives, negatives"""
+    labels: Tensor
+    """[B, R, K, P], SAM's labels of the prompts, -1 for none"""
 
 
 class AutoSAM2Output(NamedTuple):

@@ -1,0 +1,245 @@
+"""The hybrid network: a 3D UNet, SAM2 on strategic slices, and their fusion."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_autosam2 import weights
+from nnunet_autosam2.architectures.fusion import FixedFusion, GatedFusion, Reliability
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks
+from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
+from nnunet_autosam2.architectures.reconstruction import SlicePositions, locate, reconstruct
+from nnunet_autosam2.architectures.sam2_branch import SAM2Branch, SliceMasks
+from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
+from nnunet_autosam2.architectures.unet import ResidualUNet3d, UNetOutput, resize
+from nnunet_autosam2.config import AutoSAM2Config
+from nnunet_autosam2.errors import ConfigurationError
+
+CHANGEABLE = (
+    "slice_fraction",
+    "enable_unet_decoder",
+    "enable_sam2",
+    "bg_blend",
+    "tumor_blend",
+    "num_positive_points",
+    "num_negative_points",
+)
+
+
+class AutoSAM2(nn.Module):
+    """Segments a volume: `AutoSAM2(num_classes=4)(volume)` turns [B, 4, D, H, W] into logits of the same size.
+
+    SAM2's weights come from `load_state_dict`, from `load_sam2_weights`, or, if neither was called, from where the
+    configuration says on the first use.
+
+    Args:
+        num_classes: output channels, background included unless `region_based`.
+        in_channels: modalities.
+        config: every other parameter; defaults where it is left out.
+        strides: of the UNet's four encoder blocks.
+        parameters: changes to `config`, for example `enable_sam2=False`.
+
+    Raises:
+        ConfigurationError: for parameters that are not possible.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 4,
+        config: AutoSAM2Config | None = None,
+        strides: Sequence[Sequence[int]] = ((2, 2, 2),) * 4,
+        **parameters: Any,
+    ) -> None:
+        super().__init__()
+        self.config = (config or AutoSAM2Config()).updated(parameters)
+        self.num_classes = num_classes
+        self._check_channels(in_channels)
+        self.unet = ResidualUNet3d(in_channels, num_classes, strides, self.config.enable_unet_decoder)
+        self.sam2_branch: SAM2Branch | None = None
+        self.fusion: FixedFusion | GatedFusion | None = None
+        if self.config.uses_sam2:
+            self.sam2_branch = SAM2Branch(in_channels, self.unet.middle_channels, self.config)
+            if self.config.enable_unet_decoder:
+                self.fusion = GatedFusion(num_classes) if self.config.fusion == "gated" else FixedFusion()
+        self.sam2_has_weights = False
+        self.set_deep_supervision(False)
+
+    def forward(self, volume: Tensor) -> Tensor | AutoSAM2Output:
+        """[B, C, D, H, W], z-scores → logits [B, num_classes, D, H, W], or AutoSAM2Output under deep supervision."""
+        size, volume = volume.shape[2:], self._pad(volume)
+        unet = self.unet(volume, self.config.enable_unet_decoder)
+        if not self.config.uses_sam2:
+            return self._output(unet.logits[0], unet.logits, None, size)
+        slices = select_slices(self._foreground(unet.logits[0]), self._num_slices(volume))
+        masks, prompted = self._ask_sam2(volume, unet, slices)
+        logits = self._fuse(unet.logits[0], masks, locate(slices, volume.shape[2]))
+        return self._output(logits, unet.logits, self._sam2_masks(masks, slices, prompted), size)
+
+    def _foreground(self, logits: Tensor) -> Tensor:
+        """Logits [B, C, ...] → probabilities [B, R, ...] of the foreground, detached."""
+        logits = logits.detach().float()
+        return logits.sigmoid() if self.config.region_based else logits.softmax(1)[:, 1:]
+
+    def _num_slices(self, volume: Tensor) -> int:
+        return num_slices(volume.shape[2], self.config.slice_fraction)
+
+    def _ask_sam2(self, volume: Tensor, unet: UNetOutput, slices: Tensor) -> tuple[SliceMasks, Tensor]:
+        """Masks [B, R, K, ...] of the selected slices and [B, K], on which of them SAM2 was asked.
+
+        All of them in training; a prediction leaves out those where the UNet sees nothing, which keep its opinion.
+        """
+        own = take_slices(unet.logits[0].float(), slices)
+        probabilities = self._foreground(own)
+        prompted = (probabilities > THRESHOLD).flatten(1).any(1) | self.training
+        masks = self._unprompted(own)
+        if bool(prompted.any()):
+            features = resize(unet.middle_features, (volume.shape[2], *unet.middle_features.shape[3:]))
+            masks = masks.replaced(
+                prompted,
+                self._branch()(
+                    take_slices(volume, slices)[prompted],
+                    take_slices(features, slices)[prompted],
+                    probabilities[prompted],
+                    self.config.num_positive_points,
+                    self.config.num_negative_points,
+                ),
+            )
+        batched = (values.unflatten(0, slices.shape).transpose(1, 2) for values in masks)
+        return SliceMasks(*batched), prompted.view(slices.shape)
+
+    def _unprompted(self, logits: Tensor) -> SliceMasks:
+        """The UNet's logits [N, C, H, W] in the place of SAM2's."""
+        regions = logits if self.config.region_based else logits[:, 1:] - logits[:, :1]
+        scores = logits.new_ones(regions.shape[:2])
+        prompts = NUM_CORNERS + self.config.num_positive_points + self.config.num_negative_points
+        points = logits.new_zeros(*regions.shape[:2], prompts, 2)
+        labels = torch.full(points.shape[:-1], NOT_A_POINT, dtype=torch.int32, device=logits.device)
+        return SliceMasks(regions, scores, torch.zeros_like(scores), points, labels)
+
+    def _fuse(self, unet: Tensor, masks: SliceMasks, positions: SlicePositions) -> Tensor:
+        """Beyond the outermost processed slices there is nothing to interpolate, and the UNet stands alone."""
+        with torch.autocast(unet.device.type, enabled=False):
+            unet = unet.float()
+            fused = sam2 = self._with_background(reconstruct(masks.logits, positions))
+            if self.config.enable_unet_decoder:
+                assert self.fusion is not None
+                reliability = Reliability(
+                    self._with_average(reconstruct(masks.predicted_iou, positions)),
+                    self._with_average(reconstruct(masks.object_score.sigmoid(), positions)),
+                    1 / (1 + positions.distance[:, None]),
+                )
+                fused = self.fusion(unet, sam2, reliability, self._blends(), self.config.region_based)
+            return torch.where(positions.covered[:, None, :, None, None], fused, unet)
+
+    def _with_background(self, logits: Tensor) -> Tensor:
+        """[B, R, ...] of the regions → [B, C, ...]: exclusive labels get a background of constant logit 0."""
+        return logits if self.config.region_based else F.pad(logits, (0, 0) * (logits.ndim - 2) + (1, 0))
+
+    def _with_average(self, scores: Tensor) -> Tensor:
+        """[B, R, ...] → [B, C, ...]: the background's score is the regions' mean."""
+        return scores if self.config.region_based else torch.cat([scores.mean(1, keepdim=True), scores], dim=1)
+
+    def _blends(self) -> list[float]:
+        background = [] if self.config.region_based else [self.config.bg_blend]
+        return background + [self.config.tumor_blend] * (self.num_classes - len(background))
+
+    def _pad(self, volume: Tensor) -> Tensor:
+        """With the background's 0 at the far ends, to a size that the UNet's strides divide."""
+        missing = [-size % stride for size, stride in zip(volume.shape[2:], self.unet.total_stride, strict=True)]
+        if not any(missing):
+            return volume
+        if self.unet.deep_supervision:
+            raise ConfigurationError(
+                f"A training patch of {tuple(volume.shape[2:])} voxels is not divisible by the UNet's strides "
+                f"{self.unet.total_stride}. Choose another patch size."
+            )
+        return F.pad(volume, [pad for size in reversed(missing) for pad in (0, size)])
+
+    def _output(
+        self, logits: Tensor, unet: tuple[Tensor, ...], sam2: SAM2Masks | None, size: torch.Size
+    ) -> Tensor | AutoSAM2Output:
+        if self.unet.deep_supervision:
+            return AutoSAM2Output(logits, unet, sam2)
+        return logits[..., : size[0], : size[1], : size[2]]
+
+    def _sam2_masks(self, masks: SliceMasks, slices: Tensor, prompted: Tensor) -> SAM2Masks:
+        return SAM2Masks(
+            self._with_background(masks.logits),
+            masks.predicted_iou,
+            masks.object_score,
+            slices,
+            prompted,
+            masks.points,
+            masks.labels,
+        )
+
+    def _branch(self) -> SAM2Branch:
+        assert self.sam2_branch is not None
+        if not self.sam2_has_weights:
+            self.load_sam2_weights()
+        return self.sam2_branch
+
+    def load_sam2_weights(self) -> None:
+        """Fills SAM2 from the checkpoint that the configuration names.
+
+        Raises:
+            WeightsError: there are none, or they do not fit the model.
+        """
+        assert self.sam2_branch is not None
+        path = weights.locate(self.config)
+        if path is not None:
+            weights.load_into(self.sam2_branch.sam2, weights.read_checkpoint(path), path)
+        self.sam2_has_weights = True
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().load_state_dict(*args, **kwargs)
+        self.sam2_has_weights = True
+        return result
+
+    def set_deep_supervision(self, enabled: bool) -> None:
+        """True: `forward` returns an AutoSAM2Output, for the loss. False: the logits alone."""
+        self.unet.deep_supervision = enabled
+
+    def set_mode(self, **changes: Any) -> None:
+        """Changes mode, blends, slice fraction or the number of points after construction.
+
+        The blends shift a learned gate; they do not replace it.
+
+        Raises:
+            ConfigurationError: for another key, or for a part that this network was built without.
+        """
+        for key in changes:
+            if key not in CHANGEABLE:
+                raise ConfigurationError(
+                    f"{key} cannot be changed after construction. Possible: {', '.join(CHANGEABLE)}."
+                )
+        config = self.config.updated(changes)
+        if config.uses_sam2 and self.sam2_branch is None:
+            raise ConfigurationError(
+                "This network was built without SAM2. Build it with enable_sam2=True and a slice_fraction above 0."
+            )
+        if config.enable_unet_decoder and not self.unet.full_resolution:
+            raise ConfigurationError(
+                "This network was built without the UNet's decoder. Build it with enable_unet_decoder=True."
+            )
+        self.config = config
+
+    def _check_channels(self, in_channels: int) -> None:
+        """What AutoSAM2Config cannot know: the numbers of channels."""
+        rgb, class_weights = self.config.rgb_channels, self.config.class_weights
+        if rgb is not None and max(rgb) >= in_channels:
+            raise ConfigurationError(f"rgb_channels = {list(rgb)} is not possible: there are {in_channels} channels.")
+        if class_weights is not None and len(class_weights) != self.num_classes:
+            raise ConfigurationError(
+                f"class_weights has {len(class_weights)} entries, but the network has {self.num_classes} outputs."
+            )
+
+
+def take_slices(volume: Tensor, slices: Tensor) -> Tensor:
+    """[B, C, D, H, W] at positions [B, K] → [B · K, C, H, W]."""
+    batch = torch.arange(len(volume), device=volume.device)[:, None]
+    return volume.transpose(1, 2)[batch, slices].flatten(0, 1)

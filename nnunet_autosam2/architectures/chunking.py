@@ -1,0 +1,68 @@
+"""Working through a batch in chunks that fit into memory."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nnunet_autosam2.errors import OutOfMemoryError
+
+logger = logging.getLogger(__name__)
+
+
+class Chunked:
+    """Calls a function on chunks of its arguments and joins what it returns, a NamedTuple of tensors.
+
+    Out of memory without gradients halves the chunk for good and tries again. With gradients, the activations
+    within a chunk are computed again in the backward pass instead of being kept, if there is more than one chunk.
+
+    Args:
+        size: length of a chunk along dimension 0.
+        name: for messages.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self.size = size
+        self.name = name
+
+    def __call__(self, function: Callable[..., tuple], *arguments: Tensor) -> Any:
+        """
+        Raises:
+            OutOfMemoryError: when a chunk of one does not fit.
+        """
+        while True:
+            try:
+                return self._run(function, arguments)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.size == 1 or torch.is_grad_enabled():
+                    raise OutOfMemoryError(
+                        f"Out of memory in SAM2's {self.name} with {self.size} slices at once. "
+                        "Lower sam2_chunk_size, sam2_image_size or slice_fraction, or take a smaller sam2_model."
+                    ) from error
+            self.size //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            logger.warning("Out of memory: SAM2's %s goes on with %d slices at once.", self.name, self.size)
+
+    def _run(self, function: Callable[..., tuple], arguments: tuple[Tensor, ...]) -> Any:
+        chunks = list(zip(*(argument.split(self.size) for argument in arguments), strict=True))
+        if len(chunks) == 1:
+            return function(*chunks[0])
+        if torch.is_grad_enabled():
+            parts = [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
+        else:
+            parts = [function(*chunk) for chunk in chunks]
+        return _join(parts)
+
+
+def _join(parts: list[tuple]) -> Any:
+    return type(parts[0])(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,105 @@
+"""Blending the UNet's and SAM2's predictions, as probabilities, into logits again."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CLOSEST_BLEND = 1e-3
+"""A learned gate starts at least this far from 0 and 1, where its gradient would vanish."""
+
+
+class Reliability(NamedTuple):
+    """How far SAM2 is to be trusted on each slice, each 0 to 1 and of a shape that broadcasts to [B, C, D]."""
+
+    predicted_iou: Tensor
+    object_probability: Tensor
+    nearness: Tensor
+    """1 on a slice that SAM2 has seen, 1 / (1 + distance) elsewhere"""
+
+
+def blend(unet: Tensor, sam2: Tensor, log_weight: Tensor, log_rest: Tensor, region_based: bool) -> Tensor:
+    """Logits of w · p(unet) + (1 − w) · p(sam2), with p the sigmoid (regions) or the softmax over dim 1 (labels).
+
+    Where the class weights of exclusive labels differ, the blended probabilities are normalised to sum 1.
+
+    Args:
+        unet, sam2: logits [B, C, D, H, W].
+        log_weight, log_rest: log w and log(1 − w), of a shape that broadcasts to the logits.
+    """
+    if region_based:
+        foreground = torch.logaddexp(log_weight + F.logsigmoid(unet), log_rest + F.logsigmoid(sam2))
+        background = torch.logaddexp(log_weight + F.logsigmoid(-unet), log_rest + F.logsigmoid(-sam2))
+        return foreground - background
+    return torch.logaddexp(log_weight + unet.log_softmax(1), log_rest + sam2.log_softmax(1))
+
+
+class FixedFusion(nn.Module):
+    """One weight a class, as in the original AutoSAM2."""
+
+    def forward(
+        self,
+        unet: Tensor,
+        sam2: Tensor,
+        reliability: Reliability,
+        blends: Sequence[float],
+        region_based: bool,
+    ) -> Tensor:
+        """Logits [B, C, D, H, W] twice and the UNet's weight in each of C classes → blended logits."""
+        weight = _per_class(unet, blends)
+        return blend(unet, sam2, weight.log(), (1 - weight).log(), region_based)
+
+
+class GatedFusion(nn.Module):
+    """A weight for each class and voxel, learned from what both networks say and how reliable SAM2 is there.
+
+    The gate is linear in its inputs and starts with zero weights: it starts at the blends exactly, and every one of
+    its weights learns from the first step on.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.opinion_weight = nn.Parameter(torch.zeros(4, num_classes))
+        self.reliability_weight = nn.Parameter(torch.zeros(len(Reliability._fields), num_classes))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(
+        self,
+        unet: Tensor,
+        sam2: Tensor,
+        reliability: Reliability,
+        blends: Sequence[float],
+        region_based: bool,
+    ) -> Tensor:
+        """As FixedFusion; the blends are where the gate starts."""
+        gate = self.gate(unet, sam2, reliability, blends)
+        return blend(unet, sam2, F.logsigmoid(gate), F.logsigmoid(-gate), region_based)
+
+    def gate(self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float]) -> Tensor:
+        """Logit of the UNet's weight, [B, C, D, H, W]."""
+        start = _per_class(unet, blends).clamp(CLOSEST_BLEND, 1 - CLOSEST_BLEND).logit()
+        gate = start + self.bias.view(1, -1, 1, 1, 1)
+        for weight, score in zip(self.reliability_weight, reliability, strict=True):
+            gate = gate + (weight[:, None] * score)[..., None, None]
+        u, m = unet.detach(), sam2.detach()
+        for weight, opinion in zip(
+            self.opinion_weight, (_vote(u), _vote(m), _certainty(u), _certainty(m)), strict=True
+        ):
+            gate = gate + weight.view(-1, 1, 1, 1) * opinion
+        return gate
+
+
+def _per_class(logits: Tensor, blends: Sequence[float]) -> Tensor:
+    return logits.new_tensor(blends).view(1, -1, 1, 1, 1)
+
+
+def _vote(logits: Tensor) -> Tensor:
+    return torch.tanh(logits / 4)
+
+
+def _certainty(logits: Tensor) -> Tensor:
+    """1 at certainty, 0 at even odds."""
+    return torch.tanh(logits.abs() / math.log(9))

@@ -1,0 +1,56 @@
+"""MRI modalities to the RGB image that SAM2 expects."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class MRIToRGB(nn.Module):
+    """A fixed choice of three modalities plus a learned mixture of all of them, which starts at zero.
+
+    Intensities are z-scores (nnU-Net's normalisation of MRI); a sigmoid brings them to 0 … 1 and clips outliers
+    softly, in the same way for every patch of a case.
+
+    Args:
+        in_channels: modalities.
+        rgb_channels: which of them are shown as red, green and blue.
+        image_size: side length of the output in pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, in_channels: int, rgb_channels: Sequence[int], image_size: int) -> None:
+        super().__init__()
+        self.rgb_channels = list(rgb_channels)
+        self.image_size = image_size
+        self.residual = nn.Conv2d(in_channels, 3, kernel_size=1)
+        for parameter in self.residual.parameters():
+            nn.init.zeros_(parameter)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def rgb(self, slices: Tensor) -> Tensor:
+        """[N, C, H, W] z-scores → [N, 3, H, W], 0 to 1."""
+        return torch.sigmoid(slices[:, self.rgb_channels] + self.residual(slices))
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """[N, C, H, W] z-scores → [N, 3, S, S], normalised as SAM2's own images are."""
+        size = (self.image_size, self.image_size)
+        image = F.interpolate(self.rgb(slices), size=size, mode="bilinear", align_corners=False, antialias=True)
+        return (image - self.mean) / self.std
+
+
+def choose_rgb_channels(channel_names: Sequence[str]) -> tuple[int, int, int]:
+    """FLAIR, T1ce and T2 as red, green and blue where they are present; other channels fill the gaps in order."""
+    names = [name.lower().replace("-", "").replace("_", "") for name in channel_names]
+    wanted = (("flair", "t2f"), ("t1ce", "t1c", "t1gd"), ("t2", "t2w"))
+    found = [next((i for i, name in enumerate(names) if name in aliases), None) for aliases in wanted]
+    spare = [i for i in range(len(names)) if i not in found] or [i for i in found if i is not None]
+    red, green, blue = (spare.pop(0) if i is None and len(spare) > 1 else spare[0] if i is None else i for i in found)
+    return red, green, blue

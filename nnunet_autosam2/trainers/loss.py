@@ -1,0 +1,224 @@
+"""Weighted BCE + soft Dice, and its sum over all that the network puts out while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks
+from nnunet_autosam2.config import AutoSAM2Config
+from nnunet_autosam2.errors import ConfigurationError
+
+DICE_SMOOTHING = 1e-5  # nnU-Net's
+IOU_WEIGHT = OBJECT_WEIGHT = 1 / 20  # Ravi et al. 2024, SAM 2, appendix: focal, Dice, IoU, object as 20:1:1:1
+
+
+class WeightedBCEDiceLoss(nn.Module):
+    """Weighted BCE minus weighted soft Dice (so that -dice_weight is perfect), on nnU-Net's targets.
+
+    Regions: sigmoid; target `[B, C, ...]` multi-hot and, with an ignore label, one more channel that marks
+    what to ignore. Exclusive labels: softmax; target `[B, 1, ...]`, BCE of each class's probability, Dice
+    without the background. Ignored voxels count nowhere; the loss is 0 where nothing else is left.
+
+    Args:
+        num_channels: C, of the logits.
+        region_based: regions and a sigmoid, or exclusive labels and a softmax.
+        ignore_label: None where the data set has none. Regions only tell None from anything else.
+        class_weights: one a channel, None: equal. Only their ratios matter.
+        batch_dice: Dice of the whole batch (over all processes with `ddp`), or the mean over its samples.
+
+    Raises:
+        ConfigurationError: when the number of class weights is not `num_channels`.
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        region_based: bool,
+        ignore_label: int | None = None,
+        bce_weight: float = 0.3,
+        dice_weight: float = 0.7,
+        class_weights: Sequence[float] | None = None,
+        batch_dice: bool = False,
+        ddp: bool = False,
+    ) -> None:
+        super().__init__()
+        if class_weights is not None and len(class_weights) != num_channels:
+            kind = "one a region" if region_based else "one a class, background first"
+            raise ConfigurationError(
+                f"class_weights has {len(class_weights)} numbers; this data set needs {num_channels}, {kind}."
+            )
+        self.region_based = region_based
+        self.ignore_label = ignore_label
+        self.bce_weight = bce_weight
+        self.dice_weight = dice_weight
+        self.batch_dice = batch_dice
+        self.ddp = ddp
+        self.register_buffer("class_weights", torch.tensor(class_weights or [1.0] * num_channels, dtype=torch.float32))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Logits `[B, C, ...]` of any precision; computed in float32."""
+        with torch.autocast(logits.device.type, enabled=False):
+            truth, counted = self.encode(target)
+            logits = logits.float() if self.region_based else one_versus_rest(logits.float())
+            return self.bce_weight * self.bce(logits, truth, counted) - self.dice_weight * self.dice(
+                logits.sigmoid(), truth, counted
+            )
+
+    def encode(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """nnU-Net's target → truth `[B, C, ...]`, 0 or 1, and what counts of it, `[B, 1, ...]`, 0 or 1."""
+        num_channels = len(self.class_weights)
+        if self.ignore_label is None:
+            counted = torch.ones_like(target[:, :1, ...], dtype=torch.float32)
+        elif self.region_based:
+            counted = 1 - target[:, num_channels:].float()
+        else:
+            counted = (target != self.ignore_label).float()
+
+        if self.region_based:
+            return target[:, :num_channels].float(), counted
+        truth = torch.zeros(len(target), num_channels, *target.shape[2:], device=target.device)
+        return truth.scatter_(1, (target * counted).long(), 1), counted
+
+    def bce(self, logits: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+        """Mean over counted voxels and over channels by their weights."""
+        weights = self.class_weights.to(logits.device).view(-1, *[1] * (logits.ndim - 2))
+        return weighted_mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), weights * counted)
+
+    def dice(self, probability: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+        """Mean over samples that have counted voxels and over channels by their weights."""
+        first_channel = 0 if self.region_based else 1
+        weights = self.class_weights.to(probability.device)[first_channel:]
+        probability, truth = probability[:, first_channel:], truth[:, first_channel:] * counted
+
+        voxels = tuple(range(2, probability.ndim))
+        intersection = (probability * truth).sum(voxels)
+        total = (probability * counted).sum(voxels) + truth.sum(voxels)
+        sums = torch.stack([intersection, total, counted.sum(voxels).expand_as(total)])  # [3, B, C]
+        if self.batch_dice:
+            sums = sums.sum(1, keepdim=True)
+            if self.ddp:
+                sums = AllGatherGrad.apply(sums).sum(0)
+        intersection, total, num_counted = sums
+        dice = (2 * intersection + DICE_SMOOTHING) / (total + DICE_SMOOTHING)
+        return weighted_mean(dice, weights * (num_counted > 0))
+
+
+class AutoSAM2Loss(nn.Module):
+    """Loss of the fused output, of the UNet's outputs and of SAM2's masks on the slices that it has seen.
+
+    Without SAM2 the UNet's outputs are all there is, and their sum alone is the loss.
+    """
+
+    def __init__(
+        self, segmentation: WeightedBCEDiceLoss, unet_loss_weight: float = 1.0, sam2_loss_weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.segmentation = segmentation
+        self.unet_loss_weight = unet_loss_weight
+        self.sam2_loss_weight = sam2_loss_weight
+
+    @classmethod
+    def from_config(
+        cls, config: AutoSAM2Config, label_manager: LabelManager, batch_dice: bool, ddp: bool
+    ) -> AutoSAM2Loss:
+        """Raises ConfigurationError when the number of class weights does not fit the data set."""
+        segmentation = WeightedBCEDiceLoss(
+            label_manager.num_segmentation_heads,
+            region_based=label_manager.has_regions,
+            ignore_label=label_manager.ignore_label,
+            bce_weight=config.bce_weight,
+            dice_weight=config.dice_weight,
+            class_weights=config.class_weights,
+            batch_dice=batch_dice,
+            ddp=ddp,
+        )
+        return cls(segmentation, config.unet_loss_weight, config.sam2_loss_weight)
+
+    def forward(self, output: AutoSAM2Output | Tensor, target: Sequence[Tensor] | Tensor) -> Tensor:
+        """
+        Args:
+            output: of the network, or logits alone.
+            target: nnU-Net's list, full resolution first, one or more for each output of the UNet; one tensor
+                for logits alone.
+        """
+        if isinstance(output, Tensor):
+            return self.segmentation(output, target if isinstance(target, Tensor) else target[0])
+        unet_loss = self.deep_supervision(output.unet, target)
+        if output.sam2 is None:
+            return unet_loss
+        return (
+            self.segmentation(output.logits, target[0])
+            + self.unet_loss_weight * unet_loss
+            + self.sam2_loss_weight * self.sam2(output.sam2, target[0])
+        )
+
+    def deep_supervision(self, outputs: Sequence[Tensor], targets: Sequence[Tensor] | Tensor) -> Tensor:
+        """Weighted mean over scales; the weights halve with each, as in nnU-Net, and none is 0."""
+        weights = [0.5**scale for scale in range(len(outputs))]
+        losses = [
+            weight * self.segmentation(logits, targets[scale])
+            for scale, (weight, logits) in enumerate(zip(weights, outputs, strict=True))
+        ]
+        return torch.stack(losses).sum() / sum(weights)
+
+    def sam2(self, masks: SAM2Masks, target: Tensor) -> Tensor:
+        """Of the masks, and of SAM2's two judgements of them, as in its own training."""
+        target = torch.take_along_dim(target, masks.slices[:, None, :, None, None], dim=2)
+        truth, counted = self.segmentation.encode(target)
+        num_regions = masks.predicted_iou.shape[1]
+        logits, truth = masks.logits[:, -num_regions:], truth[:, -num_regions:]
+        return (
+            self.segmentation(masks.logits, target)
+            + IOU_WEIGHT * iou_loss(masks.predicted_iou, logits, truth, counted)
+            + OBJECT_WEIGHT * object_loss(masks.object_score, truth, counted)
+        )
+
+
+def iou_loss(predicted_iou: Tensor, logits: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+    """Mean absolute error of the predicted IoU, over regions and slices where the region is present.
+
+    Args:
+        predicted_iou: `[B, R, K]`.
+        logits, truth: `[B, R, K, H, W]`; no gradient reaches the logits.
+        counted: `[B, 1, K, H, W]`.
+    """
+    mask = (logits.detach() > 0) * counted
+    truth = truth * counted
+    intersection = (mask * truth).sum((-2, -1))
+    union = torch.maximum(mask, truth).sum((-2, -1))
+    error = (predicted_iou.float() - intersection / union.clamp_min(1)).abs()
+    return weighted_mean(error, truth.amax((-2, -1)))
+
+
+def object_loss(object_score: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+    """Mean BCE of the logit `[B, R, K]` of "the region has a voxel on this slice"; shapes as above."""
+    present = (truth * counted).amax((-2, -1))
+    error = F.binary_cross_entropy_with_logits(object_score.float(), present, reduction="none")
+    return weighted_mean(error, counted.amax((-2, -1)))
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Σ weights · values / Σ weights, with weights broadcast to values; 0 where all weights are 0."""
+    total = weights.expand_as(values).sum()
+    return (weights * values).sum() / total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def one_versus_rest(logits: Tensor) -> Tensor:
+    """Logits `[B, C, ...]` whose sigmoid is the softmax of `logits` over dimension 1: log(p / (1 - p)).
+
+    1 - p loses its digits where p is close to 1, as only the greatest class can be: it gets the others' sum.
+    """
+    log_p = logits.log_softmax(1)
+    greatest = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, log_p.argmax(1, keepdim=True), True)
+    log_rest_of_greatest = log_p.masked_fill(greatest, -torch.inf).logsumexp(1, keepdim=True)
+    log_rest_of_others = torch.log1p(-log_p.exp().masked_fill(greatest, 0))
+    return log_p - torch.where(greatest, log_rest_of_greatest, log_rest_of_others)

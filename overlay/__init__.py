@@ -1,0 +1,1 @@
+"""Installed as `nnunetv2.training.nnUNetTrainer.variants.autosam2`, where nnU-Net looks for trainers."""

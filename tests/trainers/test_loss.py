@@ -1,0 +1,385 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.utilities.helpers import softmax_helper_dim1
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch.nn import functional as F
+
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks
+from nnunet_autosam2.config import AutoSAM2Config
+from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.trainers.loss import (
+    AutoSAM2Loss,
+    WeightedBCEDiceLoss,
+    iou_loss,
+    object_loss,
+    one_versus_rest,
+)
+
+B, C, SIZE = 2, 3, (4, 6, 5)
+IGNORE = C
+WEIGHTS = (1.0, 0.25, 3.0)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def make_logits(channels: int = C) -> torch.Tensor:
+    return 3 * torch.randn(B, channels, *SIZE)
+
+
+def make_regions(ignore: bool = False) -> torch.Tensor:
+    return torch.rand(B, C + ignore, *SIZE) < 0.3
+
+
+def make_labels(ignore: bool = False) -> torch.Tensor:
+    return torch.randint(0, C + ignore, (B, 1, *SIZE))
+
+
+def make_target(region_based: bool, ignore: bool = False) -> torch.Tensor:
+    return make_regions(ignore) if region_based else make_labels(ignore)
+
+
+def make_loss(region_based: bool, ignore: bool = False, **kwargs) -> WeightedBCEDiceLoss:
+    return WeightedBCEDiceLoss(C, region_based=region_based, ignore_label=IGNORE if ignore else None, **kwargs)
+
+
+def one_hot(labels: torch.Tensor) -> torch.Tensor:
+    return F.one_hot(labels[:, 0], C).movedim(-1, 1).float()
+
+
+def test_default_is_30_percent_bce_and_70_percent_dice():
+    logits, target = make_logits(), make_regions()
+    bce = make_loss(True, bce_weight=1, dice_weight=0)(logits, target)
+    dice = make_loss(True, bce_weight=0, dice_weight=1)(logits, target)
+    torch.testing.assert_close(make_loss(True)(logits, target), 0.3 * bce + 0.7 * dice)
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+@pytest.mark.parametrize("ignore", [True, False], ids=["ignore", "no ignore"])
+@pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "sample"])
+def test_dice_equals_nnunet(region_based, ignore, batch_dice):
+    logits, target = make_logits().requires_grad_(), make_target(region_based, ignore)
+    nonlinearity = torch.sigmoid if region_based else softmax_helper_dim1
+    oracle = MemoryEfficientSoftDiceLoss(nonlinearity, batch_dice, do_bg=region_based, smooth=1e-5, ddp=False)
+    if region_based:
+        mask = ~target[:, C:] if ignore else None
+        expected = oracle(logits, target[:, :C], mask)
+    else:
+        mask = target != IGNORE
+        expected = oracle(logits, torch.where(mask, target, 0), mask if ignore else None)
+    loss = make_loss(region_based, ignore, bce_weight=0, dice_weight=1, batch_dice=batch_dice)(logits, target)
+
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in (loss, expected)))
+
+
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS], ids=["equal", "weighted"])
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_bce_equals_torch(region_based, class_weights):
+    logits, target = make_logits().requires_grad_(), make_target(region_based)
+    weights = torch.tensor(class_weights or [1.0] * C)
+    weights = (weights / weights.mean()).view(C, 1, 1, 1)
+    if region_based:
+        expected = F.binary_cross_entropy_with_logits(logits, target.float(), weights)
+    else:
+        expected = F.binary_cross_entropy(logits.softmax(1), one_hot(target), weights)
+    loss = make_loss(region_based, bce_weight=1, dice_weight=0, class_weights=class_weights)(logits, target)
+
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(value, logits)[0] for value in (loss, expected)), rtol=1e-4, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+@pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "sample"])
+def test_weighted_dice_is_the_weighted_mean_of_dice_by_class(region_based, batch_dice):
+    logits, target = make_logits(), make_target(region_based)
+    probability, truth = (logits.sigmoid(), target.float()) if region_based else (logits.softmax(1), one_hot(target))
+    channels = range(C) if region_based else range(1, C)  # no background, as in nnU-Net
+    oracle = MemoryEfficientSoftDiceLoss(None, batch_dice, do_bg=True, smooth=1e-5, ddp=False)
+    by_class = [WEIGHTS[c] * oracle(probability[:, c : c + 1], truth[:, c : c + 1]) for c in channels]
+    expected = sum(by_class) / sum(WEIGHTS[c] for c in channels)
+    kwargs = {"bce_weight": 0, "dice_weight": 1, "class_weights": WEIGHTS, "batch_dice": batch_dice}
+
+    torch.testing.assert_close(make_loss(region_based, **kwargs)(logits, target), expected)
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_equal_weights_equal_none_whatever_their_size(region_based):
+    logits, target = make_logits(), make_target(region_based)
+    expected = make_loss(region_based)(logits, target)
+    torch.testing.assert_close(make_loss(region_based, class_weights=[7] * C)(logits, target), expected)
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS], ids=["equal", "weighted"])
+def test_ignored_voxels_do_not_exist(region_based, class_weights):
+    logits, target = make_logits(), make_target(region_based, ignore=True)
+    loss = make_loss(region_based, ignore=True, class_weights=class_weights, batch_dice=True)(logits, target)
+
+    kept = ~target[:, C] if region_based else target[:, 0] != IGNORE
+    kept_logits = logits.movedim(1, -1)[kept].T[None]
+    kept_target = target.movedim(1, -1)[kept].T[None][:, :C]
+    without = make_loss(region_based, class_weights=class_weights, batch_dice=True)
+    torch.testing.assert_close(loss, without(kept_logits, kept_target))
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+@pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "sample"])
+def test_ignored_samples_and_batches_contribute_nothing(region_based, batch_dice):
+    logits, target = make_logits().requires_grad_(), make_target(region_based)
+    if region_based:
+        target = torch.cat([target, torch.zeros_like(target[:, :1])], 1)
+    loss = make_loss(region_based, ignore=True, batch_dice=batch_dice)
+    first_alone = loss(logits[:1], target[:1])
+    target[1, -1] = True if region_based else IGNORE
+    torch.testing.assert_close(loss(logits, target), first_alone)
+
+    target[:, -1] = True if region_based else IGNORE
+    nothing = loss(logits, target)
+    assert nothing.item() == 0
+    assert not torch.autograd.grad(nothing, logits)[0].any()
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+@pytest.mark.parametrize("ignore", [True, False], ids=["ignore", "no ignore"])
+def test_every_type_of_target_gives_the_same(region_based, ignore):
+    logits, target = make_logits(), make_target(region_based, ignore)
+    loss = make_loss(region_based, ignore)
+    expected = loss(logits, target)
+    for dtype in (torch.float32, torch.int16, torch.uint8, torch.int64):
+        torch.testing.assert_close(loss(logits, target.to(dtype)), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_half_precision_is_computed_in_float32(region_based, dtype):
+    logits, target = make_logits().to(dtype), make_target(region_based)
+    loss = make_loss(region_based)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(logits, target)
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, loss(logits.float(), target), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_huge_logits_give_finite_losses_and_gradients_that_point_down(region_based):
+    logits = (1e4 * torch.randn(B, C, *SIZE).sign()).requires_grad_()
+    target = make_target(region_based)
+    loss = make_loss(region_based, bce_weight=1, dice_weight=1)(logits, target)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite()
+    assert loss > 100
+    assert gradient.isfinite().all()
+    truth = target if region_based else one_hot(target).bool()
+    assert gradient[truth & (logits < 0)].max() < 0
+
+
+def test_one_versus_rest_is_the_softmax_as_a_sigmoid():
+    logits = make_logits().double()
+    torch.testing.assert_close(one_versus_rest(logits).sigmoid(), logits.softmax(1))
+    ties = torch.zeros(1, C, 2)
+    torch.testing.assert_close(one_versus_rest(ties).sigmoid(), ties.softmax(1))
+
+
+@pytest.mark.parametrize("difference", [0.0, 1e-3, 20.0, 200.0, 2e4])
+def test_one_versus_rest_of_two_classes_is_their_difference(difference):
+    logits = torch.tensor([[difference, 0.0]])
+    torch.testing.assert_close(one_versus_rest(logits), torch.tensor([[difference, -difference]]))
+
+
+def test_one_versus_rest_has_the_right_gradient():
+    logits = torch.randn(2, C, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(one_versus_rest, logits)
+
+
+def test_wrong_number_of_class_weights_names_key_and_numbers():
+    with pytest.raises(ConfigurationError, match=r"class_weights has 2 numbers.*needs 3"):
+        make_loss(True, class_weights=[1, 2])
+
+
+IN_EACH_PROCESS = """
+import sys, torch
+from nnunet_autosam2.trainers.loss import WeightedBCEDiceLoss
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+logits, target, expected, expected_gradient = torch.load(f"{folder}/case.pt")
+logits = logits[rank : rank + 1].requires_grad_()
+loss = WeightedBCEDiceLoss(3, region_based=True, bce_weight=0, dice_weight=1, batch_dice=True, ddp=True)
+value = loss(logits, target[rank : rank + 1])
+value.backward()
+torch.testing.assert_close(value, expected)
+torch.testing.assert_close(logits.grad / 2, expected_gradient[rank : rank + 1])  # DDP averages over processes
+"""
+
+
+def test_batch_dice_is_one_over_all_processes(tmp_path):
+    logits, target = make_logits().requires_grad_(), make_regions()
+    loss = make_loss(True, bce_weight=0, dice_weight=1, batch_dice=True)(logits, target)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.save((logits.detach(), target, loss.detach(), gradient), tmp_path / "case.pt")
+
+    command = [sys.executable, "-c", IN_EACH_PROCESS]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+
+
+# The whole output of the network
+
+K = 2
+SLICES = torch.tensor([[0, 2], [1, 3]])
+
+
+def make_output(region_based: bool, scales: int = 3) -> tuple[AutoSAM2Output, list[torch.Tensor]]:
+    """Leaves that require gradients, and nnU-Net's list of targets."""
+    sizes = [tuple(max(s // 2**i, 1) for s in SIZE) for i in range(scales)]
+    unet = tuple((3 * torch.randn(B, C, *size)).requires_grad_() for size in sizes)
+    full = make_target(region_based)
+    targets = [F.interpolate(full.float(), size, mode="nearest-exact").to(full.dtype) for size in sizes]
+    num_regions = C if region_based else C - 1
+    masks = SAM2Masks(
+        logits=torch.randn(B, C, K, *SIZE[1:], requires_grad=True),
+        predicted_iou=torch.rand(B, num_regions, K, requires_grad=True),
+        object_score=torch.randn(B, num_regions, K, requires_grad=True),
+        slices=SLICES,
+    )
+    return AutoSAM2Output(make_logits().requires_grad_(), unet, masks), targets
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_total_is_the_sum_of_its_parts(region_based):
+    output, targets = make_output(region_based)
+    loss = make_loss(region_based)
+    scales = [loss(logits, target) for logits, target in zip(output.unet, targets, strict=True)]
+    unet = (4 * scales[0] + 2 * scales[1] + scales[2]) / 7
+    at_slices = torch.stack([targets[0][b][:, SLICES[b]] for b in range(B)])
+    truth = at_slices.float() if region_based else one_hot(at_slices)[:, 1:]
+    masks = output.sam2
+    mask_logits = masks.logits if region_based else masks.logits[:, 1:]
+    everything = torch.ones(B, 1, K, *SIZE[1:])
+    sam2 = (
+        loss(masks.logits, at_slices)
+        + 0.05 * iou_loss(masks.predicted_iou, mask_logits, truth, everything)
+        + 0.05 * object_loss(masks.object_score, truth, everything)
+    )
+    expected = loss(output.logits, targets[0]) + 0.5 * unet + 2 * sam2
+    torch.testing.assert_close(AutoSAM2Loss(loss, 0.5, 2.0)(output, targets), expected)
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_every_output_gets_a_gradient(region_based):
+    output, targets = make_output(region_based, scales=2)
+    AutoSAM2Loss(make_loss(region_based))(output, targets).backward()
+    leaves = [output.logits, *output.unet, *output.sam2[:3]]
+    assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)
+
+
+def test_deep_supervision_halves_weights_as_nnunet_does():
+    output, targets = make_output(True)
+    loss = make_loss(True)
+    oracle = DeepSupervisionWrapper(loss, [4 / 7, 2 / 7, 1 / 7])
+    torch.testing.assert_close(AutoSAM2Loss(loss).deep_supervision(output.unet, targets), oracle(output.unet, targets))
+
+
+def test_unet_alone_is_deep_supervision_whatever_the_weights():
+    output, targets = make_output(True)
+    loss = AutoSAM2Loss(make_loss(True), unet_loss_weight=0, sam2_loss_weight=3)
+    unet_only = AutoSAM2Output(output.unet[0], output.unet, None)
+    torch.testing.assert_close(loss(unet_only, targets), loss.deep_supervision(output.unet, targets))
+
+
+def test_coarse_targets_beyond_the_outputs_are_left_out():
+    output, targets = make_output(True)
+    loss = AutoSAM2Loss(make_loss(True))
+    single = output._replace(unet=output.unet[:1])
+    torch.testing.assert_close(loss(single, targets), loss(single, targets[:1]))
+
+
+def test_plain_logits_need_no_list():
+    logits, target = make_logits(), make_regions()
+    loss = AutoSAM2Loss(make_loss(True))
+    expected = loss.segmentation(logits, target)
+    assert loss(logits, target) == loss(logits, [target]) == expected
+
+
+def test_iou_head_learns_the_iou_of_the_mask_where_the_region_is():
+    truth = torch.zeros(1, 2, 2, 2, 2)
+    truth[0, 0, 0, 0] = 1  # region 0 has two voxels on slice 0; nothing else anywhere
+    logits = torch.full((1, 2, 2, 2, 2), -5.0)
+    logits[0, 0, 0, :, 0] = 5.0  # one of them is hit, one other voxel too: IoU 1/3
+    logits.requires_grad_()
+    predicted = torch.tensor([[[0.5, 0.9], [0.9, 0.9]]])
+    everything = torch.ones(1, 1, 2, 2, 2)
+    loss = iou_loss(predicted, logits, truth, everything)
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(0.5 - 1 / 3)
+
+    without_false_positive = everything.clone()
+    without_false_positive[0, 0, 0, 1, 0] = 0
+    assert iou_loss(predicted, logits, truth, without_false_positive).item() == pytest.approx(0.0)
+    assert iou_loss(predicted, logits, truth * 0, everything).item() == 0
+
+
+def test_object_head_learns_presence_on_slices_that_count():
+    truth = torch.zeros(1, 2, 2, 2, 2)
+    truth[0, 0, 0, 0, 0] = 1
+    score = torch.tensor([[[1.0, -2.0], [3.0, -4.0]]])
+    everything = torch.ones(1, 1, 2, 2, 2)
+    present = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    expected = F.binary_cross_entropy_with_logits(score, present)
+    torch.testing.assert_close(object_loss(score, truth, everything), expected)
+
+    first_slice = everything.clone()
+    first_slice[:, :, 1] = 0
+    expected = F.binary_cross_entropy_with_logits(score[..., 0], present[..., 0])
+    torch.testing.assert_close(object_loss(score, truth, first_slice), expected)
+    assert object_loss(score, truth, everything * 0).item() == 0
+
+
+REGIONS = LabelManager({"background": 0, "WT": (1, 2, 3), "TC": (2, 3), "ET": 3, "ignore": 4}, (1, 2, 3))
+LABELS = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
+
+
+@pytest.mark.parametrize("label_manager", [REGIONS, LABELS], ids=["regions", "labels"])
+def test_from_config_follows_data_set_and_parameters(label_manager):
+    config = AutoSAM2Config(
+        bce_weight=0.4,
+        dice_weight=0.6,
+        class_weights=WEIGHTS,
+        unet_loss_weight=0.5,
+        sam2_loss_weight=2.0,
+    )
+    loss = AutoSAM2Loss.from_config(config, label_manager, batch_dice=True, ddp=False)
+    region_based = label_manager.has_regions
+    expected = AutoSAM2Loss(
+        make_loss(
+            region_based,
+            ignore=True,
+            bce_weight=0.4,
+            dice_weight=0.6,
+            class_weights=WEIGHTS,
+            batch_dice=True,
+        ),
+        unet_loss_weight=0.5,
+        sam2_loss_weight=2.0,
+    )
+    output, _ = make_output(region_based, scales=1)
+    targets = [make_target(region_based, ignore=True)]
+    torch.testing.assert_close(loss(output, targets), expected(output, targets), rtol=0, atol=0)
+
+
+def test_from_config_refuses_a_wrong_number_of_class_weights():
+    config = AutoSAM2Config(class_weights=(1, 2))
+    with pytest.raises(ConfigurationError, match="class_weights"):
+        AutoSAM2Loss.from_config(config, LABELS, batch_dice=False, ddp=False)
