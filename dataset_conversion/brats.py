@@ -1,4 +1,4 @@
-"""A folder in BraTS layout → an nnU-Net raw dataset with the regions whole tumour, tumour core and enhancing tumour."""
+"""A folder in BraTS layout → an nnU-Net raw dataset with the regions WT, TC and ET."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.brats_layout import BRATS_2018_2021, BratsLayout
-from nnunet_autosam2.dataset_conversion.nifti import read_volume, unknown_labels
+from nnunet_autosam2.dataset_conversion.nifti import Geometry, read_volume, unknown_labels
 from nnunet_autosam2.dataset_conversion.staging import staged_folder
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 
@@ -78,22 +79,17 @@ def convert_brats(
     wanted = _ordered(modalities, layout)
     cases = _find_cases(source, layout)
     _report(_missing_modalities(cases, wanted, layout))
-    cases = [Case(case.name, {key: case.images[key] for key in wanted}, case.segmentation) for case in cases]
-    _report(
-        [
-            problem
-            for problems in _run(partial(_check_case, layout=layout), cases, "check")
-            for problem in problems
-        ]
-    )
+    cases = [replace(case, images={key: case.images[key] for key in wanted}) for case in cases]
+    problems = thread_map(partial(_check_case, layout=layout), cases, desc="check", max_workers=os.cpu_count())
+    _report(list(chain.from_iterable(problems)))
 
     training = [case.name for case in cases if case.segmentation]
     test = [case.name for case in cases if not case.segmentation]
     channels = [layout.modalities[key] for key in wanted]
     with staged_folder(folder) as staged:
-        for subfolder in (["imagesTr", "labelsTr"] if training else []) + (["imagesTs"] if test else []):
+        for subfolder in ["imagesTr", "labelsTr"] * bool(training) + ["imagesTs"] * bool(test):
             (staged / subfolder).mkdir()
-        _run(partial(_write_case, folder=staged), cases, "convert")
+        thread_map(partial(_write_case, folder=staged), cases, desc="convert", max_workers=os.cpu_count())
         generate_dataset_json(
             str(staged),
             channel_names=dict(enumerate(channels)),
@@ -117,9 +113,7 @@ def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:
             f"Dataset name {name!r} is not possible: use letters, digits, underscore, hyphen and dot."
         )
     if output is None and not nnUNet_raw:
-        raise ConfigurationError(
-            "nnUNet_raw is not set: export it as nnU-Net's raw data folder, or give --output."
-        )
+        raise ConfigurationError("nnUNet_raw is not set: export it as nnU-Net's raw data folder, or give --output.")
     parent = Path(nnUNet_raw) if output is None else output
     folder = parent / f"Dataset{dataset_id:03d}_{name}"
     taken = {path.name for path in parent.glob(f"Dataset{dataset_id:03d}_*")}
@@ -149,19 +143,13 @@ def _find_cases(source: Path, layout: BratsLayout) -> list[Case]:
     cases, problems = [], []
     for folder in sorted([*source.glob("*"), *source.glob("*/*")], key=lambda path: path.name):
         files = {suffix: found for suffix, found in layout.files(folder).items() if found}
-        problems += [
-            f"{found[0]} and {found[1].name} both exist: remove one." for found in files.values() if found[1:]
-        ]
+        problems += [f"{found[0]} and {found[1].name} both exist: remove one." for found in files.values() if found[1:]]
         if files:
             segmentation = files.pop(layout.segmentation, [None])[0]
-            cases.append(
-                Case(folder.name, {suffix: found[0] for suffix, found in files.items()}, segmentation)
-            )
+            cases.append(Case(folder.name, {suffix: found[0] for suffix, found in files.items()}, segmentation))
     if not cases:
         suffixes = ",".join((*layout.modalities, layout.segmentation))
-        raise DatasetError(
-            f"{source} holds no case: expected <case>/<case>_{{{suffixes}}}.nii.gz or .nii in it."
-        )
+        raise DatasetError(f"{source} holds no case: expected <case>/<case>_{{{suffixes}}}.nii.gz or .nii in it.")
     counts = Counter(case.name for case in cases)
     problems += [f"{name} is there {n} times in {source}: keep one." for name, n in counts.items() if n > 1]
     _report(problems)
@@ -180,25 +168,27 @@ def _missing_modalities(cases: list[Case], wanted: list[str], layout: BratsLayou
         if common
         else "no modality is there for every case, complete the files"
     )
-    return [f"{shorten(names)}: {missing} missing; {remedy}." for missing, names in lacking.items()]
+    return [f"{_listed(names)}: {missing} missing; {remedy}." for missing, names in lacking.items()]
 
 
 def _check_case(case: Case, layout: BratsLayout) -> list[str]:
-    problems, reference = [], None
+    """One line a problem, empty when all files can be read, are finite, share one grid and have known labels."""
+    problems: list[str] = []
+    grids: dict[str, Geometry] = {}
     for file in [*case.images.values(), *([case.segmentation] if case.segmentation else [])]:
         try:
-            geometry, voxels = read_volume(file)
+            grids[file.name], voxels = read_volume(file)
         except DatasetError as error:
             problems.append(str(error))
             continue
-        first, reference = reference or (file.name, geometry)
-        problems += [f"{file} has {text} as {first}." for text in geometry.differences(reference)]
-        reference = (first, reference)
+        first = next(iter(grids))
+        problems += [f"{file} does not fit {first}: {text}." for text in grids[file.name].differences(grids[first])]
         if not np.isfinite(voxels).all():
-            problems.append(f"{file} has voxels that are not a number or infinite.")
+            problems.append(f"{file} has voxels that are infinite or not a number.")
         elif file == case.segmentation and (unknown := unknown_labels(voxels, layout.labels)):
             problems.append(
-                f"{file} has the labels {shorten(unknown)}; {layout.release} knows {layout.labels}."
+                f"{file} has labels that {layout.release} does not know: {_listed(unknown)}. "
+                f"It knows {_listed(layout.labels)}."
             )
     return problems
 
@@ -221,6 +211,11 @@ def _copy_compressed(file: Path, target: Path) -> None:
     else:
         with open(file, "rb") as plain, gzip.open(target, "wb") as compressed:
             shutil.copyfileobj(plain, compressed)
+
+
+def _listed(items: Sequence[object]) -> str:
+    shown = ", ".join(map(str, items[:NAMES_SHOWN]))
+    return shown if len(items) <= NAMES_SHOWN else f"{shown} and {len(items) - NAMES_SHOWN} more"
 
 
 def _report(problems: list[str]) -> None:

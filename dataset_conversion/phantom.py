@@ -1,6 +1,6 @@
 """Synthetic brain MRI with a glioma, in BraTS layout: for demonstrations and tests, never for results.
 
-Every volume is `[Z, Y, X]` at 1 mm: axial slices first, y from anterior to posterior, z from inferior to superior.
+Every volume is `[Z, Y, X]` at 1 mm: z from inferior to superior (axial slices), y from anterior to posterior.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def write_phantom(output: Path, num_cases: int, size: tuple[int, int, int], seed
     if num_cases < 1:
         raise ConfigurationError(f"{num_cases} cases are not possible: ask for 1 or more.")
     if min(size) < SMALLEST_SIDE:
-        raise ConfigurationError(
-            f"Size {size} is not possible: every side needs {SMALLEST_SIDE} voxels or more."
-        )
+        raise ConfigurationError(f"Size {size} is not possible: every side needs {SMALLEST_SIDE} voxels or more.")
     if seed < 0:
         raise ConfigurationError(f"Seed {seed} is not possible: it has to be 0 or more.")
     with staged_folder(output) as staged:
@@ -81,7 +79,7 @@ def make_case(size: tuple[int, int, int], rng: np.random.Generator) -> PhantomCa
 
 
 def _anatomy(size: tuple[int, int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Tissue masks, of which a later one overlies the earlier ones. Lengths are fractions of the half axes."""
+    """Tissue masks; a later one overlies the earlier ones. Lengths are fractions of half the volume."""
     axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in size), indexing="ij")
     tilt = np.eye(3) + rng.normal(0, 0.05, (3, 3))
     radii = rng.uniform((0.86, 0.86, 0.74), (0.94, 0.94, 0.82))
@@ -178,6 +176,6 @@ def _ellipsoid(offsets: tuple[np.ndarray, ...], radii: tuple[float, ...]) -> np.
 
 
 def _nearest(distance: np.ndarray, allowed: np.ndarray, fraction: float) -> np.ndarray:
-    """The given fraction of the allowed voxels, those with the smallest distance; of these the largest component."""
+    """The given fraction of the allowed voxels, nearest first; of these the largest component."""
     components, _ = ndimage.label(allowed & (distance <= np.quantile(distance[allowed], fraction)))
     return components == np.bincount(components.ravel())[1:].argmax() + 1

@@ -1,5 +1,8 @@
 """Errors that a user can cause and mend. Each message names what is at fault and what to do about it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AutoSAM2Error(Exception):
     """Base of every error that the command line shows as one line, without a traceback."""
@@ -19,3 +22,12 @@ class DatasetError(AutoSAM2Error):
 
 class OutOfMemoryError(AutoSAM2Error):
     """The smallest possible piece of work does not fit into memory."""
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Where no command line of ours is around, as in nnU-Net's: one line on stderr and exit code 1."""
+    try:
+        yield
+    except AutoSAM2Error as error:
+        raise SystemExit(f"Error: {error}") from error

@@ -200,6 +200,11 @@ class AutoSAM2(nn.Module):
         self.sam2_has_weights = True
         return result
 
+    @property
+    def output_strides(self) -> list[tuple[int, ...]]:
+        """Of the UNet's outputs under deep supervision, finest first."""
+        return self.unet.strides if self.config.enable_unet_decoder else [(1, 1, 1)]
+
     def set_deep_supervision(self, enabled: bool) -> None:
         """True: `forward` returns an AutoSAM2Output, for the loss. False: the logits alone."""
         self.unet.deep_supervision = enabled

@@ -72,11 +72,13 @@ class SAM2Branch(nn.Module):
             return self.encoder_chunks(self._encode_chunk, slices)
 
     def _encode_chunk(self, slices: Tensor) -> ImageEmbeddings:
-        device = slices.device
-        half = self.precision == "bfloat16" or (self.precision == "auto" and supports_bfloat16(device))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+        with self._precision(slices.device):
             image, (fine, middle) = self.sam2.encode(self.mri_to_rgb(slices))
         return ImageEmbeddings(image.float(), (fine.float(), middle.float()))
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        half = self.precision == "bfloat16" or (self.precision == "auto" and supports_bfloat16(device))
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
     def decode(self, embeddings: ImageEmbeddings, prompts: Prompts, dense: Tensor, size: torch.Size) -> SliceMasks:
         """Masks of `size` [N, R, H, W] from N embeddings and N · R prompts."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 DICE_SMOOTHING = 1e-5  # nnU-Net's
 IOU_WEIGHT = OBJECT_WEIGHT = 1 / 20  # Ravi et al. 2024, SAM 2, appendix: focal, Dice, IoU, object as 20:1:1:1
@@ -77,7 +80,7 @@ class WeightedBCEDiceLoss(nn.Module):
         """nnU-Net's target → truth `[B, C, ...]`, 0 or 1, and what counts of it, `[B, 1, ...]`, 0 or 1."""
         num_channels = len(self.class_weights)
         if self.ignore_label is None:
-            counted = torch.ones_like(target[:, :1, ...], dtype=torch.float32)
+            counted = torch.ones_like(target[:, :1], dtype=torch.float32)
         elif self.region_based:
             counted = 1 - target[:, num_channels:].float()
         else:
@@ -147,11 +150,12 @@ class AutoSAM2Loss(nn.Module):
         """
         Args:
             output: of the network, or logits alone.
-            target: nnU-Net's list, full resolution first, one or more for each output of the UNet; one tensor
-                for logits alone.
+            target: nnU-Net's list, full resolution first, with one for each output of the UNet (coarser ones are
+                left out); one tensor for logits alone.
         """
         if isinstance(output, Tensor):
             return self.segmentation(output, target if isinstance(target, Tensor) else target[0])
+        assert not isinstance(target, Tensor)
         unet_loss = self.deep_supervision(output.unet, target)
         if output.sam2 is None:
             return unet_loss
@@ -161,12 +165,12 @@ class AutoSAM2Loss(nn.Module):
             + self.sam2_loss_weight * self.sam2(output.sam2, target[0])
         )
 
-    def deep_supervision(self, outputs: Sequence[Tensor], targets: Sequence[Tensor] | Tensor) -> Tensor:
+    def deep_supervision(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Weighted mean over scales; the weights halve with each, as in nnU-Net, and none is 0."""
         weights = [0.5**scale for scale in range(len(outputs))]
         losses = [
-            weight * self.segmentation(logits, targets[scale])
-            for scale, (weight, logits) in enumerate(zip(weights, outputs, strict=True))
+            weight * self.segmentation(logits, target)
+            for weight, logits, target in zip(weights, outputs, targets[: len(outputs)], strict=True)
         ]
         return torch.stack(losses).sum() / sum(weights)
 

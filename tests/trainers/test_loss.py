@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -206,33 +207,42 @@ def test_wrong_number_of_class_weights_names_key_and_numbers():
         make_loss(True, class_weights=[1, 2])
 
 
-IN_EACH_PROCESS = """
+SECOND_PROCESS = """
 import sys, torch
 from nnunet_autosam2.trainers.loss import WeightedBCEDiceLoss
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-logits, target, expected, expected_gradient = torch.load(f"{folder}/case.pt")
-logits = logits[rank : rank + 1].requires_grad_()
+folder = sys.argv[1]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=1, world_size=2)
+logits, target = torch.load(f"{folder}/case.pt")
+logits = logits[1:].requires_grad_()
 loss = WeightedBCEDiceLoss(3, region_based=True, bce_weight=0, dice_weight=1, batch_dice=True, ddp=True)
-value = loss(logits, target[rank : rank + 1])
-value.backward()
-torch.testing.assert_close(value, expected)
-torch.testing.assert_close(logits.grad / 2, expected_gradient[rank : rank + 1])  # DDP averages over processes
+loss(logits, target[1:]).backward()
 """
 
 
 def test_batch_dice_is_one_over_all_processes(tmp_path):
     logits, target = make_logits().requires_grad_(), make_regions()
-    loss = make_loss(True, bce_weight=0, dice_weight=1, batch_dice=True)(logits, target)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    torch.save((logits.detach(), target, loss.detach(), gradient), tmp_path / "case.pt")
+    kwargs = {"bce_weight": 0, "dice_weight": 1, "batch_dice": True}
+    expected = make_loss(True, **kwargs)(logits, target)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    torch.save((logits.detach(), target), tmp_path / "case.pt")
+    second = subprocess.Popen([sys.executable, "-c", SECOND_PROCESS, str(tmp_path)])
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{tmp_path}/rendezvous",
+        rank=0,
+        world_size=2,
+        timeout=timedelta(seconds=120),
+    )
+    try:
+        loss = make_loss(True, **kwargs, ddp=True)(logits[:1], target[:1])
+        (gradient,) = torch.autograd.grad(loss, logits)
+    finally:
+        torch.distributed.destroy_process_group()
+        second.wait(timeout=60)
 
-    command = [sys.executable, "-c", IN_EACH_PROCESS]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True) for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    assert second.returncode == 0
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient[0] / 2, expected_gradient[0])  # DDP averages over processes
 
 
 # The whole output of the network
@@ -253,6 +263,9 @@ def make_output(region_based: bool, scales: int = 3) -> tuple[AutoSAM2Output, li
         predicted_iou=torch.rand(B, num_regions, K, requires_grad=True),
         object_score=torch.randn(B, num_regions, K, requires_grad=True),
         slices=SLICES,
+        prompted=torch.ones(B, K, dtype=torch.bool),
+        points=torch.zeros(B, num_regions, K, 1, 2),
+        labels=torch.full((B, num_regions, K, 1), -1),
     )
     return AutoSAM2Output(make_logits().requires_grad_(), unet, masks), targets
 

@@ -1,0 +1,165 @@
+"""`autosam2 doctor`: whether a training would start here, and what to do if not."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import os
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+import nnunet_autosam2
+from nnunet_autosam2.config import AutoSAM2Config, parse_assignments
+from nnunet_autosam2.errors import AutoSAM2Error
+
+TRAINER = "nnUNetTrainerAutoSAM2"
+DISTRIBUTIONS = (
+    "nnunet-autosam2",
+    "nnunetv2",
+    "torch",
+    "sam2",
+    "dynamic-network-architectures",
+    "batchgenerators",
+    "SimpleITK",
+    "nibabel",
+)
+
+
+class Finding(NamedTuple):
+    status: str
+    """`ok`, `note` (worth knowing, stops no training) or `PROBLEM`"""
+    subject: str
+    detail: str
+
+
+@click.command(short_help="Check that everything a training needs is here.")
+@click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--model", metavar="NAME", help="Same as sam2_model=NAME.")
+@click.pass_context
+def command(context: click.Context, assignments: tuple[str, ...], model: str | None) -> None:
+    """Check versions, trainer discovery, device, SAM2 weights and nnU-Net's folders.
+
+    KEY=VALUE changes the configuration to check for, such as sam2_checkpoint=random. Exit code 1 when something
+    would stop a training.
+    """
+    changes = parse_assignments(assignments)
+    config = AutoSAM2Config().updated({**changes, **({"sam2_model": model} if model else {})})
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "versions": _versions,
+        TRAINER: _trainer,
+        "device": _device,
+        "SAM2 weights": lambda: _weights(config),
+        "folders": _folders,
+    }
+    problems = 0
+    for subject, check in checks.items():
+        for finding in _findings(subject, check):
+            problems += finding.status == "PROBLEM"
+            click.echo(f"{finding.status:<8} {finding.subject:<30} {finding.detail}")
+    if problems:
+        click.echo(f"{problems} problem{'s' if problems > 1 else ''} would stop a training.")
+        context.exit(1)
+    click.echo("Nothing would stop a training.")
+
+
+def _findings(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Of one check; a check that breaks is a finding itself."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of third parties, on import
+            yield from check()
+    except Exception as error:  # a broken installation may raise anything, and is what this command is for
+        yield Finding("PROBLEM", subject, _one_line(error))
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("ok", "Python", platform.python_version())
+    for name in DISTRIBUTIONS:
+        try:
+            yield Finding("ok", name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("PROBLEM", name, f"not installed: pip install {name}")
+
+
+def _trainer() -> Iterator[Finding]:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name  # slow, and may be broken
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net reports its search
+            trainer = recursive_find_trainer_class_by_name(TRAINER)
+    except Exception as error:
+        if not str(error).startswith("Could not find requested nnunet trainer"):
+            yield Finding("PROBLEM", TRAINER, f"cannot be imported: {_one_line(error)}")
+            return
+        yield Finding("PROBLEM", TRAINER, f"nnU-Net does not find it. {_discovery_remedy()}")
+        return
+    yield Finding("ok", TRAINER, f"found by nnU-Net, in {trainer.__module__}")
+
+
+def _discovery_remedy() -> str:
+    """An editable install keeps the overlay in the source tree, where nnU-Net looks only when told to."""
+    from nnunetv2.paths import nnUNet_extTrainer
+
+    overlay = Path(nnunet_autosam2.__file__).resolve().parents[1] / "overlay"
+    if not (overlay / "autosam2_trainers.py").is_file():
+        return "Install nnunet-autosam2 again, into the environment that nnunetv2 is in."
+    folders = [folder for folder in (nnUNet_extTrainer.get(), str(overlay)) if folder]
+    return f"Run: export nnUNet_extTrainer={os.pathsep.join(folders)}"
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    from nnunet_autosam2.architectures.sam2_model import supports_bfloat16
+
+    if torch.cuda.is_available():
+        device, name = torch.device("cuda"), torch.cuda.get_device_name()
+    elif torch.backends.mps.is_available():
+        device, name = torch.device("mps"), "mps (train with -device mps)"
+    else:
+        device, name = torch.device("cpu"), "cpu (train with -device cpu)"
+    precision = "bfloat16" if supports_bfloat16(device) else "no bfloat16 units"
+    yield Finding("ok" if device.type == "cuda" else "note", "device", f"{name}, {precision}")
+
+
+def _weights(config: AutoSAM2Config) -> Iterator[Finding]:
+    subject = f"SAM2 weights, {config.sam2_model}"
+    if not config.uses_sam2:
+        yield Finding("ok", subject, "not needed: SAM2 is off")
+        return
+    from nnunet_autosam2 import weights
+    from nnunet_autosam2.architectures.sam2_model import SAM2
+
+    source = weights.find(config)
+    if source.kind == "hub":
+        weights.require_reachable(config)
+    if source.path:
+        sam2 = SAM2(config.sam2_model, config.sam2_image_size, config.sam2_tuning)
+        weights.load_into(sam2, weights.read_checkpoint(source.path), source.path)
+    yield Finding("note" if source.kind == "random" else "ok", subject, source.description)
+
+
+def _folders() -> Iterator[Finding]:
+    """Trainings read the preprocessed data and write results; raw data serve conversion and planning only."""
+    for name, fault in (("nnUNet_raw", "note"), ("nnUNet_preprocessed", "PROBLEM"), ("nnUNet_results", "PROBLEM")):
+        folder = os.environ.get(name)
+        if not folder:
+            yield Finding(fault, name, f"not set: export {name}=FOLDER")
+        elif not Path(folder).is_dir():
+            yield Finding(fault, name, f"{folder} is not a folder: mkdir -p {folder}")
+        elif os.access(folder, os.W_OK | os.X_OK):
+            yield Finding("ok", name, folder)
+        else:
+            must_write = name == "nnUNet_results"
+            yield Finding("PROBLEM" if must_write else "note", name, f"{folder} is not writable for you")
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, AutoSAM2Error) else f"{type(error).__name__}: {text}"

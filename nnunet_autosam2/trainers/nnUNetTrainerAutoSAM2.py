@@ -1,0 +1,206 @@
+"""The nnU-Net trainer of AutoSAM2: network, loss, schedule and early stopping; everything else is nnU-Net's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+from nnunet_autosam2.architectures.mri_to_rgb import choose_rgb_channels
+from nnunet_autosam2.architectures.unet import strides_for
+from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
+from nnunet_autosam2.errors import ConfigurationError, exit_on_user_error
+from nnunet_autosam2.trainers.early_stopping import EarlyStopping
+from nnunet_autosam2.trainers.loss import AutoSAM2Loss
+from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
+
+TEST_RUN = AutoSAM2Config(num_epochs=2, num_iterations_per_epoch=10, num_val_iterations_per_epoch=2)
+TEST_RUN_CASES = 4
+LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+
+
+class PatienceExhausted(Exception):
+    """Ends nnU-Net's loop over epochs."""
+
+
+class nnUNetTrainerAutoSAM2(nnUNetTrainer):
+    """Hybrid of a 3D UNet and SAM2 on 30 % of the slices.
+
+    What AutoSAM2Config calls its parameters are, in order of precedence, `parameters` of the trainer's class, the
+    `autosam2` block of the plans configuration, and the defaults. The outcome is written into the plans of the
+    results folder, from which a prediction rebuilds the network.
+    """
+
+    parameters: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's signature
+    ) -> None:
+        with exit_on_user_error():
+            self.config = self.resolve_config(plans, configuration, dataset_json)
+        plans["configurations"][configuration][PLANS_KEY] = self.config.to_dict()
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = self.config.initial_lr
+        self.weight_decay = self.config.weight_decay
+        lengths = TEST_RUN if self.config.test_run else self.config
+        for name in LENGTHS:
+            setattr(self, name, getattr(lengths, name) or getattr(self, name))
+        self.resumes_from_checkpoint = False
+
+    @classmethod
+    def resolve_config(cls, plans: dict, configuration: str, dataset_json: dict) -> AutoSAM2Config:
+        """The configuration for a data set.
+
+        Raises:
+            ConfigurationError: a parameter is unknown or not possible, or nnU-Net's configuration is not for 3D.
+        """
+        plans_manager = PlansManager(plans)
+        settings = plans_manager.get_configuration(configuration).configuration
+        if len(settings["patch_size"]) != 3:
+            raise ConfigurationError(f"AutoSAM2 needs volumes; {configuration} is 2D. Train 3d_fullres or 3d_lowres.")
+        if settings.get("previous_stage"):
+            raise ConfigurationError(f"AutoSAM2 has no cascade; {configuration} is one. Train 3d_fullres or 3d_lowres.")
+        config = AutoSAM2Config.from_dict({**settings.get(PLANS_KEY, {}), **cls.parameters})
+        channel_names = list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())
+        return config.updated(
+            {
+                "region_based": plans_manager.get_label_manager(dataset_json).has_regions,
+                "rgb_channels": config.rgb_channels or choose_rgb_channels(channel_names),
+            }
+        )
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> AutoSAM2:
+        """The network as the plans describe it, for training and for prediction, without SAM2's weights."""
+        network = AutoSAM2(
+            num_output_channels,
+            num_input_channels,
+            AutoSAM2Config.from_dict(configuration_manager.configuration[PLANS_KEY]),
+            strides_for(configuration_manager.patch_size, configuration_manager.pool_op_kernel_sizes),
+        )
+        network.set_deep_supervision(enable_deep_supervision)
+        return network
+
+    @property
+    def autosam2(self) -> AutoSAM2:
+        """The network without distributed data parallel around it."""
+        return self.network.module if self.is_ddp else self.network
+
+    def initialize(self) -> None:
+        try:
+            with exit_on_user_error():
+                super().initialize()
+                if self.config.uses_sam2 and not self.resumes_from_checkpoint:
+                    self.autosam2.load_sam2_weights()
+        except SystemExit:
+            self._remove_empty_run()
+            raise
+        if super()._do_i_compile():
+            self.autosam2.unet.compile()
+
+    def _do_i_compile(self) -> bool:
+        """False: only the UNet is compiled. The work for SAM2 differs from patch to patch."""
+        return False
+
+    def _remove_empty_run(self) -> None:
+        """A run that could not start leaves nothing behind."""
+        Path(self.log_file).unlink(missing_ok=True)
+        fold_folder = Path(self.output_folder)
+        for folder in (fold_folder, *list(fold_folder.parents)[:2]):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _build_loss(self) -> AutoSAM2Loss:
+        return AutoSAM2Loss.from_config(
+            self.config, self.label_manager, self.configuration_manager.batch_dice, self.is_ddp
+        )
+
+    def configure_optimizers(self) -> tuple[torch.optim.AdamW, IterationOneCycleLR]:
+        """AdamW over what trains; OneCycle, one step an iteration."""
+        trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=self.initial_lr, weight_decay=self.weight_decay)
+        schedule = IterationOneCycleLR(optimizer, self.initial_lr, self.num_epochs, self.num_iterations_per_epoch)
+        return optimizer, schedule
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        if not self.enable_deep_supervision:
+            return None
+        return [[1 / stride for stride in strides] for strides in self.autosam2.output_strides]
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        self.autosam2.set_deep_supervision(enabled)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        train, validation = super().do_split()
+        return (train[:TEST_RUN_CASES], validation[:TEST_RUN_CASES]) if self.config.test_run else (train, validation)
+
+    def on_train_start(self) -> None:
+        with exit_on_user_error():
+            self._refuse_other_config_of_same_model()
+        super().on_train_start()
+        changed = AutoSAM2Config().differences(self.config)
+        self.print_to_log_file("AutoSAM2:", ", ".join(f"{key} = {value}" for key, (_, value) in changed.items()))
+
+    def _refuse_other_config_of_same_model(self) -> None:
+        """Folds share one plans.json; writing another configuration into it would break those already trained."""
+        folder = Path(self.output_folder_base)
+        others = [path for path in folder.glob("fold_*/checkpoint_*.pth") if path.parent != Path(self.output_folder)]
+        if not others or not (folder / "plans.json").is_file():
+            return
+        trained = load_json(str(folder / "plans.json"))["configurations"].get(self.configuration_name, {})
+        differences = AutoSAM2Config.from_dict(trained.get(PLANS_KEY, {})).differences(self.config)
+        if differences:
+            listed = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in differences.items())
+            raise ConfigurationError(
+                f"{folder} holds folds that were trained with another configuration ({listed}). "
+                "Add a configuration of another name with `autosam2 configure`, or remove that folder."
+            )
+
+    def train_step(self, batch: dict) -> dict:
+        result = super().train_step(batch)
+        self.lr_scheduler.step()
+        return result
+
+    def on_epoch_start(self) -> None:
+        early_stopping = EarlyStopping(self.config.early_stopping_patience, self.lr_scheduler.warmup_epochs)
+        if early_stopping.should_stop(self.logger.get_value("ema_fg_dice", step=None)):
+            raise PatienceExhausted
+        super().on_epoch_start()
+
+    def run_training(self) -> None:
+        try:
+            super().run_training()
+        except PatienceExhausted:
+            self.print_to_log_file(
+                f"Stopped before epoch {self.current_epoch}: no better EMA of the pseudo Dice in "
+                f"{self.config.early_stopping_patience} epochs. The best weights become checkpoint_final.pth."
+            )
+            self._restore_best_weights()
+            self.on_train_end()
+
+    def _restore_best_weights(self) -> None:
+        best = Path(self.output_folder) / "checkpoint_best.pth"
+        if best.is_file():
+            checkpoint = torch.load(best, map_location=self.device, weights_only=False)
+            self.autosam2.load_state_dict(checkpoint["network_weights"])
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        self.resumes_from_checkpoint = True
+        super().load_checkpoint(filename_or_checkpoint)
