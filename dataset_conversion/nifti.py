@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.spatialimages import SpatialImage
 
 from nnunet_autosam2.errors import DatasetError
 
@@ -40,7 +41,7 @@ def read_volume(file: Path) -> tuple[Geometry, np.ndarray]:
         header.SetFileName(str(file))
         header.ReadImageInformation()
         # nibabel, because SimpleITK fills up the end of a truncated file and says nothing.
-        voxels = np.asanyarray(nibabel.load(file).dataobj)
+        voxels = np.asanyarray(cast(SpatialImage, nibabel.load(file)).dataobj)
     except Exception as error:  # every reader and decompressor has its own family of exceptions
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise DatasetError(f"{file} cannot be read as NIfTI: {reason[0]}") from error

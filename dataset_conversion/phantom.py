@@ -172,7 +172,8 @@ def _noise(size: tuple[int, ...], frequency: float, rng: np.random.Generator) ->
 
 
 def _ellipsoid(offsets: tuple[np.ndarray, ...], radii: tuple[float, ...]) -> np.ndarray:
-    return sum((offset / radius) ** 2 for offset, radius in zip(offsets, radii, strict=True)) < 1
+    scaled = [offset / radius for offset, radius in zip(offsets, radii, strict=True)]
+    return np.linalg.norm(scaled, axis=0) < 1
 
 
 def _nearest(distance: np.ndarray, allowed: np.ndarray, fraction: float) -> np.ndarray:

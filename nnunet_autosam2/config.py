@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -219,7 +220,7 @@ def _coerce(key: str, annotation: str, value: Any) -> Any:
 
 def _coerce_number(key: str, number: type, value: Any) -> int | float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or value != value or (number is int and value != int(value)):
+    if not is_number or not math.isfinite(value) or (number is int and value != int(value)):
         kind = "a whole number" if number is int else "a number"
         raise ConfigurationError(f"{key} = {value!r} is not possible: it has to be {kind}.")
     return number(value)

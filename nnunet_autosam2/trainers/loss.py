@@ -68,13 +68,11 @@ class WeightedBCEDiceLoss(nn.Module):
         self.register_buffer("class_weights", torch.tensor(class_weights or [1.0] * num_channels, dtype=torch.float32))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Logits `[B, C, ...]` of any precision; computed in float32."""
-        with torch.autocast(logits.device.type, enabled=False):
-            truth, counted = self.encode(target)
-            logits = logits.float() if self.region_based else one_versus_rest(logits.float())
-            return self.bce_weight * self.bce(logits, truth, counted) - self.dice_weight * self.dice(
-                logits.sigmoid(), truth, counted
-            )
+        """Logits `[B, C, ...]` of any precision; computed in float32, under autocast too."""
+        truth, counted = self.encode(target)
+        logits = logits.float() if self.region_based else one_versus_rest(logits.float())
+        bce, dice = self.bce(logits, truth, counted), self.dice(logits.sigmoid(), truth, counted)
+        return self.bce_weight * bce - self.dice_weight * dice
 
     def encode(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """nnU-Net's target → truth `[B, C, ...]`, 0 or 1, and what counts of it, `[B, 1, ...]`, 0 or 1."""

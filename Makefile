@@ -1,0 +1,46 @@
+# Everything runs from here on a machine that has Python 3.10 to 3.13 and a network: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+SOURCES := setup.py pyproject.toml README.md $(shell git ls-files nnunet_autosam2 dataset_conversion overlay)
+
+export UV_HTTP_TIMEOUT ?= 600
+
+.PHONY: help install demo test lint format clean
+
+help:
+	@echo "make demo    phantom data, training, prediction, evaluation and a picture in demo_output/ (minutes, no download)"
+	@echo "make test    linters, types and all tests"
+	@echo "make lint    linters and types alone        make format  rewrites the formatting"
+	@echo "make clean   removes the environment and what the commands above have written"
+
+install: $(VENV)/installed
+
+$(VENV)/bin/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+
+# Not editable: nnU-Net finds the trainer only in an installed copy. A stale build/ would end up in it.
+$(VENV)/installed: $(VENV)/bin/uv $(SOURCES)
+	rm -rf build
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --reinstall-package nnunet-autosam2 ".[test]"
+	rm -rf build
+	touch $@
+
+demo: install
+	PATH="$(BIN):$$PATH" ./demo/run.sh demo_output
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) build demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# From nothing to a picture: every step is a command that a user would type. Usage: demo/run.sh OUTPUT_FOLDER
+set -euo pipefail
+output=$(mkdir -p "$1" && cd "$1" && pwd)
+rm -rf "${output:?}"/*
+
+export nnUNet_raw="$output/raw" nnUNet_preprocessed="$output/preprocessed" nnUNet_results="$output/results"
+export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2
+mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"
+log="$output/log.txt"
+model="$nnUNet_results/Dataset900_Phantom/nnUNetTrainerAutoSAM2__nnUNetPlans__demo"
+number=0
+
+step() {
+    number=$((number + 1))
+    printf '[%d/9 %4ds] %s\n' "$number" "$SECONDS" "$1"
+}
+run() {
+    printf '\n$ %s\n' "$*" >>"$log"
+    "$@" >>"$log" 2>&1 || { tail -n 20 "$log" >&2; echo "Failed: $*. The whole log: $log" >&2; exit 1; }
+}
+
+step "Seven phantom cases in BraTS layout"
+run autosam2 make-phantom "$output/phantom" --cases 7 --seed 1
+mkdir "$output/held_out"
+mv "$output/phantom/phantom_007" "$output/held_out"
+step "Conversion to nnU-Net, one case held out"
+run autosam2 convert-brats "$output/phantom" -d 900 -n Phantom
+run autosam2 convert-brats "$output/held_out" -d 901 -n HeldOut
+step "Planning and preprocessing"
+run nnUNetv2_plan_and_preprocess -d 900 -c 3d_fullres -np 2 --verify_dataset_integrity
+step "A small configuration, with SAM2's weights random on purpose"
+run autosam2 configure 900 --base 3d_fullres --name demo --patch-size 32 48 48 --batch-size 2 \
+    sam2_checkpoint=random sam2_image_size=128 initial_lr=2e-3 \
+    num_epochs=5 num_iterations_per_epoch=20 num_val_iterations_per_epoch=5
+step "Training: 5 epochs of 20 iterations"
+run nnUNetv2_train 900 demo all -tr nnUNetTrainerAutoSAM2 -device cpu
+step "Prediction of the held-out case"
+run nnUNetv2_predict -d 900 -c demo -tr nnUNetTrainerAutoSAM2 -f all -device cpu -npp 1 -nps 1 \
+    -i "$nnUNet_raw/Dataset901_HeldOut/imagesTr" -o "$output/prediction"
+step "Evaluation"
+run nnUNetv2_evaluate_folder "$nnUNet_raw/Dataset901_HeldOut/labelsTr" "$output/prediction" \
+    -djfile "$model/dataset.json" -pfile "$model/plans.json"
+python - "$output/prediction/summary.json" <<'PYTHON'
+import json, sys
+regions = json.load(open(sys.argv[1]))["mean"]
+names = {"(1, 2, 3)": "WT", "(2, 3)": "TC", "3": "ET", "(3,)": "ET"}
+print("      Dice of the held-out case:", ", ".join(f"{names.get(k, k)} {v['Dice']:.3f}" for k, v in regions.items()))
+PYTHON
+step "A picture of what happens inside"
+run autosam2 show "$nnUNet_raw/Dataset901_HeldOut/imagesTr"/phantom_007_000?.nii.gz -m "$model" -f all \
+    --truth "$nnUNet_raw/Dataset901_HeldOut/labelsTr/phantom_007.nii.gz" -o "$output/demo.png"
+step "Done: $output/demo.png. SAM2 was untrained here, so this shows that everything works, not how well."

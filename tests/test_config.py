@@ -1,0 +1,135 @@
+import dataclasses
+import json
+
+import pytest
+
+from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config, parse_assignments
+from nnunet_autosam2.errors import ConfigurationError
+
+
+def test_defaults_are_the_seeds():
+    config = AutoSAM2Config()
+    assert (config.slice_fraction, config.enable_unet_decoder, config.enable_sam2) == (0.3, True, True)
+    assert (config.num_positive_points, config.num_negative_points) == (10, 3)
+    assert (config.bg_blend, config.tumor_blend) == (0.5, 0.5)
+    assert (config.initial_lr, config.weight_decay, config.early_stopping_patience) == (1e-4, 1e-4, 10)
+    assert (config.bce_weight, config.dice_weight) == (0.3, 0.7)
+
+
+def test_json_round_trip():
+    config = AutoSAM2Config(
+        slice_fraction=0.6, class_weights=(0.5, 1, 2), rgb_channels=(3, 1, 2), num_epochs=5, fusion="fixed"
+    )
+    assert AutoSAM2Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert AutoSAM2Config.from_dict({}) == AutoSAM2Config()
+
+
+def test_is_immutable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        AutoSAM2Config().slice_fraction = 1.0
+
+
+@pytest.mark.parametrize("model", SAM2_MODELS)
+def test_every_model_of_the_sam2_package_is_known(model):
+    from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+
+    assert {f"facebook/{name}" for name in SAM2_MODELS} == HF_MODEL_ID_TO_FILENAMES.keys()
+    assert AutoSAM2Config(sam2_model=model).sam2_model == model
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("slice_fraction", -0.1),
+        ("slice_fraction", 1.01),
+        ("slice_fraction", "0.3"),
+        ("slice_fraction", float("nan")),
+        ("slice_fraction", True),
+        ("bg_blend", 2),
+        ("tumor_blend", -1),
+        ("num_positive_points", -1),
+        ("num_positive_points", 2.5),
+        ("num_negative_points", float("inf")),
+        ("weight_decay", float("inf")),
+        ("initial_lr", 0),
+        ("early_stopping_patience", 0),
+        ("num_epochs", 0),
+        ("enable_sam2", 1),
+        ("fusion", "learned"),
+        ("backbone", None),
+        ("sam2_model", "sam2-tiny"),
+        ("sam2_checkpoint", ""),
+        ("sam2_image_size", 500),
+        ("sam2_image_size", 32),
+        ("sam2_tuning", ["decoder"]),
+        ("class_weights", []),
+        ("class_weights", [0, 0]),
+        ("class_weights", [1, -1]),
+        ("class_weights", 1.0),
+        ("rgb_channels", [0, 1]),
+        ("rgb_channels", [0, 1, -2]),
+    ],
+)
+def test_impossible_values_are_named(key, value):
+    with pytest.raises(ConfigurationError) as error:
+        AutoSAM2Config.from_dict({key: value})
+    message = str(error.value)
+    assert message.startswith(f"{key} = ")
+    assert "has to be" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("slice_fraction", [0, 0.3, 0.6, 1])
+def test_any_fraction_from_0_to_1(slice_fraction):
+    config = AutoSAM2Config(slice_fraction=slice_fraction)
+    assert config.uses_sam2 == (slice_fraction > 0)
+
+
+@pytest.mark.parametrize("off", [{"enable_sam2": False}, {"slice_fraction": 0}])
+def test_nothing_left_to_predict_with(off):
+    with pytest.raises(ConfigurationError, match="nothing is left to predict with"):
+        AutoSAM2Config.from_dict({"enable_unet_decoder": False, **off})
+
+
+def test_loss_needs_a_term():
+    with pytest.raises(ConfigurationError, match="bce_weight"):
+        AutoSAM2Config(bce_weight=0, dice_weight=0)
+
+
+def test_unknown_keys_are_errors_and_the_nearest_is_named():
+    with pytest.raises(ConfigurationError, match="Did you mean slice_fraction"):
+        AutoSAM2Config.from_dict({"slice_fractoin": 0.5})
+    with pytest.raises(ConfigurationError, match="Known keys: slice_fraction, "):
+        AutoSAM2Config.from_dict({"xyz": 1})
+
+
+@pytest.mark.parametrize("block", [None, 3, ["slice_fraction"], "slice_fraction"])
+def test_a_block_that_is_no_mapping(block):
+    with pytest.raises(ConfigurationError, match="has to map keys to values"):
+        AutoSAM2Config.from_dict(block)
+
+
+def test_differences():
+    old, new = AutoSAM2Config(), AutoSAM2Config(fusion="fixed", num_epochs=3)
+    assert new.differences(old) == {"fusion": ("fixed", "gated"), "num_epochs": (3, None)}
+
+
+def test_assignments_are_read_as_json_or_text():
+    assert parse_assignments(
+        ["slice_fraction=0.6", "fusion=fixed", "enable_sam2=false", "test_run=True", "class_weights=[1, 2]"]
+        + ["num_epochs=None", "sam2_checkpoint=a=b.pt"]
+    ) == {
+        "slice_fraction": 0.6,
+        "fusion": "fixed",
+        "enable_sam2": False,
+        "test_run": True,
+        "class_weights": [1, 2],
+        "num_epochs": None,
+        "sam2_checkpoint": "a=b.pt",
+    }
+
+
+@pytest.mark.parametrize("assignments", [["slice_fraction"], ["=3"], ["fusion=fixed", "fusion=gated"]])
+def test_malformed_assignments(assignments):
+    with pytest.raises(ConfigurationError):
+        parse_assignments(assignments)
