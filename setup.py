@@ -1,5 +1,7 @@
 """Package layout: `dataset_conversion/` installs inside the package, `overlay/` inside nnU-Net's trainer folder."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 OVERLAY = "nnunetv2.training.nnUNetTrainer.variants.autosam2"
@@ -8,7 +10,7 @@ setup(
     name="nnunet-autosam2",
     version="0.1.0",
     description="SAM2 in 3D medical image segmentation: an nnU-Net v2 trainer plugin",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

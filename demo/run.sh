@@ -28,7 +28,7 @@ step "Conversion to nnU-Net, one case held out"
 run autosam2 convert-brats "$output/phantom" -d 900 -n Phantom
 run autosam2 convert-brats "$output/held_out" -d 901 -n HeldOut
 step "Planning and preprocessing"
-run nnUNetv2_plan_and_preprocess -d 900 -c 3d_fullres -np 2 --verify_dataset_integrity
+run nnUNetv2_plan_and_preprocess -d 900 -c 3d_fullres -np 2 -npfp 2 --verify_dataset_integrity
 step "A small configuration, with SAM2's weights random on purpose"
 run autosam2 configure 900 --base 3d_fullres --name demo --patch-size 32 48 48 --batch-size 2 \
     sam2_checkpoint=random sam2_image_size=128 initial_lr=2e-3 \

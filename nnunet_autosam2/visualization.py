@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.prompts import NEGATIVE, NUM_CORNERS, POSITIVE
 
-COLOURS = tuple(matplotlib.colormaps["tab10"].colors[i] for i in (2, 1, 3, 4, 6, 9))
+COLOURS = ("tab:green", "tab:orange", "tab:red", "tab:purple", "tab:pink", "tab:cyan")
 PANEL_INCHES = 2.4
 
 
@@ -96,7 +96,7 @@ def draw(looks: list[Look], regions: list[str], title: str, path: Path) -> None:
         row[columns.index("SAM2")].set_xlabel("IoU " + ", ".join(scores) if scores else "not asked", fontsize=6)
     for panel, name in zip(panels[0], columns, strict=True):
         panel.set_title(name, fontsize=9)
-    handles = [matplotlib.lines.Line2D([], [], color=COLOURS[i % len(COLOURS)], label=n) for i, n in enumerate(regions)]
+    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], label=n) for i, n in enumerate(regions)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(regions), fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)

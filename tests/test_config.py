@@ -116,8 +116,15 @@ def test_differences():
 
 def test_assignments_are_read_as_json_or_text():
     assert parse_assignments(
-        ["slice_fraction=0.6", "fusion=fixed", "enable_sam2=false", "test_run=True", "class_weights=[1, 2]"]
-        + ["num_epochs=None", "sam2_checkpoint=a=b.pt"]
+        [
+            "slice_fraction=0.6",
+            "fusion=fixed",
+            "enable_sam2=false",
+            "test_run=True",
+            "class_weights=[1, 2]",
+            "num_epochs=None",
+            "sam2_checkpoint=a=b.pt",
+        ]
     ) == {
         "slice_fraction": 0.6,
         "fusion": "fixed",

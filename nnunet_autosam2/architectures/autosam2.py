@@ -74,7 +74,7 @@ class AutoSAM2(nn.Module):
         unet = self.unet(volume, self.config.enable_unet_decoder)
         if not self.config.uses_sam2:
             return self._output(unet.logits[0], unet.logits, None, size)
-        slices = select_slices(self._foreground(unet.logits[0]), self._num_slices(volume))
+        slices = self._select_slices(unet.logits[0][:, :, : size[0]])
         masks, prompted = self._ask_sam2(volume, unet, slices)
         logits = self._fuse(unet.logits[0], masks, locate(slices, volume.shape[2]))
         return self._output(logits, unet.logits, self._sam2_masks(masks, slices, prompted), size)
@@ -84,8 +84,8 @@ class AutoSAM2(nn.Module):
         logits = logits.detach().float()
         return logits.sigmoid() if self.config.region_based else logits.softmax(1)[:, 1:]
 
-    def _num_slices(self, volume: Tensor) -> int:
-        return num_slices(volume.shape[2], self.config.slice_fraction)
+    def _select_slices(self, logits: Tensor) -> Tensor:
+        return select_slices(self._foreground(logits), num_slices(logits.shape[2], self.config.slice_fraction))
 
     def _ask_sam2(self, volume: Tensor, unet: UNetOutput, slices: Tensor) -> tuple[SliceMasks, Tensor]:
         """Masks [B, R, K, ...] of the selected slices and [B, K], on which of them SAM2 was asked.
@@ -197,7 +197,8 @@ class AutoSAM2(nn.Module):
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         result = super().load_state_dict(*args, **kwargs)
-        self.sam2_has_weights = True
+        if not any(key.startswith("sam2_branch.sam2.") for key in result.missing_keys):
+            self.sam2_has_weights = True
         return result
 
     @property

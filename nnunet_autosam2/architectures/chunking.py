@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 class Chunked:
     """Calls a function on chunks of its arguments and joins what it returns, a NamedTuple of tensors.
 
-    Out of memory without gradients halves the chunk for good and tries again. With gradients, the activations
-    within a chunk are computed again in the backward pass instead of being kept, if there is more than one chunk.
+    Out of memory halves the chunk for good and tries again. With gradients, the activations within a chunk are
+    computed again in the backward pass instead of being kept, if there is more than one chunk.
 
     Args:
         size: length of a chunk along dimension 0.
@@ -36,15 +36,16 @@ class Chunked:
         while True:
             try:
                 return self._run(function, arguments)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                if self.size == 1 or torch.is_grad_enabled():
+                size = min(self.size, len(arguments[0]))
+                if size == 1:
                     raise OutOfMemoryError(
-                        f"Out of memory in SAM2's {self.name} with {self.size} slices at once. "
-                        "Lower sam2_chunk_size, sam2_image_size or slice_fraction, or take a smaller sam2_model."
+                        f"Out of memory in SAM2's {self.name} with one slice at once. "
+                        "Lower sam2_image_size or slice_fraction, or take a smaller sam2_model."
                     ) from error
-            self.size //= 2
+            self.size = size // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             logger.warning("Out of memory: SAM2's %s goes on with %d slices at once.", self.name, self.size)

@@ -83,7 +83,7 @@ class GatedFusion(nn.Module):
         start = _per_class(unet, blends).clamp(CLOSEST_BLEND, 1 - CLOSEST_BLEND).logit()
         gate = start + self.bias.view(1, -1, 1, 1, 1)
         for weight, score in zip(self.reliability_weight, reliability, strict=True):
-            gate = gate + (weight[:, None] * score)[..., None, None]
+            gate = gate + (weight[:, None] * score.detach())[..., None, None]
         u, m = unet.detach(), sam2.detach()
         for weight, opinion in zip(
             self.opinion_weight, (_vote(u), _vote(m), _certainty(u), _certainty(m)), strict=True

@@ -73,8 +73,8 @@ class SAM2Branch(nn.Module):
 
     def _encode_chunk(self, slices: Tensor) -> ImageEmbeddings:
         with self._precision(slices.device):
-            image, (fine, middle) = self.sam2.encode(self.mri_to_rgb(slices))
-        return ImageEmbeddings(image.float(), (fine.float(), middle.float()))
+            embeddings = self.sam2.encode(self.mri_to_rgb(slices))
+        return ImageEmbeddings(*(values.float() for values in embeddings))
 
     def _precision(self, device: torch.device) -> torch.autocast:
         half = self.precision == "bfloat16" or (self.precision == "auto" and supports_bfloat16(device))
@@ -86,9 +86,7 @@ class SAM2Branch(nn.Module):
         points = prompts.points.view(n, regions, -1, 2)
         labels = prompts.labels.view(n, regions, -1)
         scale = points.new_tensor([self.sam2.image_size / width, self.sam2.image_size / height])
-        masks = self.decoder_chunks(
-            self._decode_chunk, embeddings.image, *embeddings.high_resolution, points * scale, labels, dense
-        )
+        masks = self.decoder_chunks(self._decode_chunk, *embeddings, points * scale, labels, dense)
         logits = F.interpolate(masks.logits.float(), size=(height, width), mode="bilinear", align_corners=False)
         return SliceMasks(logits, masks.predicted_iou.float(), masks.object_score.float(), points, labels)
 
@@ -102,7 +100,7 @@ class SAM2Branch(nn.Module):
             return x.repeat_interleave(regions, dim=0)
 
         masks = self.sam2.decode(
-            ImageEmbeddings(repeated(image), (repeated(fine), repeated(middle))),
+            ImageEmbeddings(repeated(image), repeated(fine), repeated(middle)),
             points.flatten(0, 1),
             labels.flatten(0, 1),
             repeated(dense),

@@ -12,8 +12,10 @@ BACKBONE_STRIDE = 16
 class ImageEmbeddings(NamedTuple):
     image: Tensor
     """[N, 256, S / 16, S / 16]"""
-    high_resolution: tuple[Tensor, Tensor]
-    """[N, 32, S / 4, S / 4] and [N, 64, S / 8, S / 8]"""
+    fine: Tensor
+    """[N, 32, S / 4, S / 4]"""
+    middle: Tensor
+    """[N, 64, S / 8, S / 8]"""
 
 
 class MaskPrediction(NamedTuple):
@@ -72,7 +74,7 @@ class SAM2(nn.Module):
         decoder = self.sam_mask_decoder
         # As SAM2ImagePredictor does: a single image is a video without a memory.
         image = features[2] + self.no_mem_embed.view(1, -1, 1, 1)
-        return ImageEmbeddings(image, (decoder.conv_s0(features[0]), decoder.conv_s1(features[1])))
+        return ImageEmbeddings(image, decoder.conv_s0(features[0]), decoder.conv_s1(features[1]))
 
     def decode(self, embeddings: ImageEmbeddings, points: Tensor, labels: Tensor, dense: Tensor) -> MaskPrediction:
         """One mask for each of N prompted images.
@@ -91,7 +93,7 @@ class SAM2(nn.Module):
             dense_prompt_embeddings=no_mask + dense,
             multimask_output=False,
             repeat_image=False,
-            high_res_features=list(embeddings.high_resolution),
+            high_res_features=[embeddings.fine, embeddings.middle],
         )
         return MaskPrediction(masks[:, 0], iou[:, 0], object_score[:, 0])
 

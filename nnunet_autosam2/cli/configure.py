@@ -65,6 +65,8 @@ def command(
     content = _read_plans(path)
     inherited = _base_configuration(content, base, path)
     _require_new_name(name, content, path)
+    block = inherited.get(PLANS_KEY, {})
+    validated = AutoSAM2Config.from_dict(block).updated(changes).to_dict()
 
     added: dict[str, Any] = {"inherits_from": base}
     if batch_size is not None:
@@ -75,8 +77,6 @@ def command(
         added["architecture"] = refit_architecture(inherited, patch_size, base_features, max_features)
     if changes:
         # nnU-Net's inheritance replaces whole entries, so the block repeats what the base's block says.
-        block = inherited.get(PLANS_KEY, {})
-        validated = AutoSAM2Config.from_dict(block).updated(changes).to_dict()
         added[PLANS_KEY] = {key: validated[key] for key in {**block, **changes}}
 
     content["configurations"][name] = added

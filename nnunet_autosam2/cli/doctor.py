@@ -19,6 +19,7 @@ from nnunet_autosam2.config import AutoSAM2Config, parse_assignments
 from nnunet_autosam2.errors import AutoSAM2Error
 
 TRAINER = "nnUNetTrainerAutoSAM2"
+WEIGHTS = "SAM2 weights"
 DISTRIBUTIONS = (
     "nnunet-autosam2",
     "nnunetv2",
@@ -54,7 +55,7 @@ def command(context: click.Context, assignments: tuple[str, ...], model: str | N
         "versions": _versions,
         TRAINER: _trainer,
         "device": _device,
-        "SAM2 weights": lambda: _weights(config),
+        WEIGHTS: lambda: _weights(config),
         "folders": _folders,
     }
     problems = 0
@@ -129,9 +130,8 @@ def _device() -> Iterator[Finding]:
 
 
 def _weights(config: AutoSAM2Config) -> Iterator[Finding]:
-    subject = f"SAM2 weights, {config.sam2_model}"
     if not config.uses_sam2:
-        yield Finding("ok", subject, "not needed: SAM2 is off")
+        yield Finding("ok", WEIGHTS, "not needed: SAM2 is off")
         return
     from nnunet_autosam2 import weights
     from nnunet_autosam2.architectures.sam2_model import SAM2
@@ -142,7 +142,8 @@ def _weights(config: AutoSAM2Config) -> Iterator[Finding]:
     if source.path:
         sam2 = SAM2(config.sam2_model, config.sam2_image_size, config.sam2_tuning)
         weights.load_into(sam2, weights.read_checkpoint(source.path), source.path)
-    yield Finding("note" if source.kind == "random" else "ok", subject, source.description)
+    status = "note" if source.kind == "random" else "ok"
+    yield Finding(status, WEIGHTS, f"{config.sam2_model}: {source.description}")
 
 
 def _folders() -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from nnunet_autosam2.cli.main import main
 
 DATASET = "Dataset007_Tiny"
 SHAPE = (64, 80, 72)
+COMMAND_LINE = "from nnunet_autosam2.cli.main import main; main()"
 PLAIN, RESENC = "nnUNetPlans", "nnUNetResEncUNetMPlans"
 PLANNING = """
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
@@ -206,10 +207,10 @@ def test_a_file_that_is_no_plans_file(dataset, text):
     assert path.read_text() == text
 
 
-def test_console_script_without_nnunet_folders():
+def test_without_nnunet_folders():
     environment = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
     run = subprocess.run(
-        [sys.executable, "-m", "nnunet_autosam2.cli.main", "configure", "7", "--name", "new"],
+        [sys.executable, "-c", COMMAND_LINE, "configure", "7", "--name", "new"],
         env=environment,
         capture_output=True,
         text=True,

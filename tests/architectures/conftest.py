@@ -1,0 +1,18 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+
+
+@pytest.fixture(scope="session")
+def make_network() -> Callable[..., AutoSAM2]:
+    """A small network with seeded random weights, SAM2's too; parameters as of AutoSAM2."""
+
+    def build(num_classes: int = 4, in_channels: int = 2, seed: int = 0, **parameters) -> AutoSAM2:
+        small = {"sam2_image_size": 64, "sam2_checkpoint": "random", "sam2_precision": "float32"}
+        torch.manual_seed(seed)
+        return AutoSAM2(num_classes, in_channels, **{**small, **parameters})
+
+    return build

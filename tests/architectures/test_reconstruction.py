@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import torch
+
+from nnunet_autosam2.architectures.reconstruction import locate, reconstruct
+
+DEPTH = 12
+SLICES = torch.tensor([[0, 3, 4, 11], [2, 5, 7, 8]])
+
+
+def test_between_slices_it_is_linear_interpolation():
+    values = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    volume = reconstruct(values, locate(SLICES, DEPTH))
+    assert volume.shape == (2, 3, DEPTH, 5, 6)
+    for index in np.ndindex(2, 3, 5, 6):
+        b, r, y, x = index
+        expected = np.interp(np.arange(DEPTH), SLICES[b], values[b, r, :, y, x])  # constant beyond the ends, as here
+        np.testing.assert_allclose(volume[b, r, :, y, x], expected, rtol=0, atol=1e-5)
+
+
+def test_processed_slices_come_back_exactly():
+    values = torch.randn(2, 3, 4, 5, 6)
+    volume = reconstruct(values, locate(SLICES, DEPTH))
+    for b in range(2):
+        assert torch.equal(volume[b, :, SLICES[b]], values[b])
+
+
+@pytest.mark.parametrize("slices", [SLICES, torch.tensor([[0], [11]]), torch.arange(DEPTH)[None]])
+def test_covered_and_distance_as_plain_loops_find_them(slices):
+    positions = locate(slices, DEPTH)
+    for b, chosen in enumerate(slices.tolist()):
+        assert positions.covered[b].tolist() == [chosen[0] <= d <= chosen[-1] for d in range(DEPTH)]
+        assert positions.distance[b].tolist() == [min(abs(d - s) for s in chosen) for d in range(DEPTH)]
+
+
+@pytest.mark.parametrize("only", [0, 5, DEPTH - 1])
+def test_a_single_slice_covers_itself(only):
+    positions = locate(torch.tensor([[only]]), DEPTH)
+    assert positions.covered[0].nonzero().flatten().tolist() == [only]
+    assert torch.equal(positions.weights, torch.ones(1, DEPTH, 1))
+
+
+def test_one_slice_volume():
+    positions = locate(torch.tensor([[0]]), 1)
+    assert reconstruct(torch.tensor([[[7.0]]]), positions).tolist() == [[[7.0]]]
+    assert positions.covered.all()
+
+
+def test_scores_without_pixels_and_their_gradient():
+    scores = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
+    positions = locate(SLICES, DEPTH)
+    assert torch.autograd.gradcheck(lambda s: reconstruct(s, positions), scores)

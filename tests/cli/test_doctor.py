@@ -1,0 +1,126 @@
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nnunetv2
+import pytest
+import torch
+
+from nnunet_autosam2.architectures.sam2_model import SAM2
+
+ROOT = Path(__file__).parents[2]
+COMMAND_LINE = "from nnunet_autosam2.cli.main import main; main()"
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    """Everything in place, nothing of this machine's own settings, no network."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "nnUNet_", "AUTOSAM2_"))}
+    folders = {name: str(tmp_path / name) for name in FOLDERS}
+    for folder in folders.values():
+        Path(folder).mkdir()
+    return {**inherited, **folders, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+
+
+def doctor(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    run = subprocess.run(
+        [sys.executable, "-c", COMMAND_LINE, "doctor", *arguments],
+        env=environment,
+        cwd=environment["nnUNet_results"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "Traceback" not in run.stdout + run.stderr
+    return run
+
+
+def findings(run: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
+    """Subject → (status, detail), from every line of the table."""
+    *table, _ = run.stdout.splitlines()
+    return {line[9:39].strip(): (line[:8].strip(), line[40:]) for line in table}
+
+
+def problems(run: subprocess.CompletedProcess[str]) -> set[str]:
+    return {subject for subject, (status, _) in findings(run).items() if status == "PROBLEM"}
+
+
+def test_ready_to_train(environment, tmp_path):
+    weights = tmp_path / "sam2.1_hiera_tiny.pt"
+    torch.save({"model": SAM2("sam2.1-hiera-tiny", 512, "decoder").state_dict()}, weights)
+    run = doctor({**environment, "AUTOSAM2_SAM2_WEIGHTS": str(tmp_path)})
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = findings(run)
+    assert found["nnunetv2"] == ("ok", importlib.metadata.version("nnunetv2"))
+    assert found["nnUNetTrainerAutoSAM2"][0] == "ok"
+    assert found["SAM2 weights"][0] == "ok"
+    assert str(weights) in found["SAM2 weights"][1]
+    assert [found[name] for name in FOLDERS] == [("ok", environment[name]) for name in FOLDERS]
+    assert run.stdout.splitlines()[-1] == "Nothing would stop a training."
+
+
+def test_weights_that_are_random_or_not_needed(environment):
+    run = doctor(environment, "sam2_checkpoint=random", "--model", "sam2.1-hiera-large")
+    assert run.returncode == 0, run.stdout + run.stderr
+    status, detail = findings(run)["SAM2 weights"]
+    assert status == "note"
+    assert "sam2.1-hiera-large: random" in detail
+    assert findings(doctor(environment, "slice_fraction=0"))["SAM2 weights"][0] == "ok"
+
+
+def test_problems_are_named_and_counted(environment, tmp_path):
+    del environment["nnUNet_raw"]  # a training does not read it
+    environment["nnUNet_preprocessed"] = str(tmp_path / "gone")
+    environment["AUTOSAM2_SAM2_WEIGHTS"] = str(tmp_path / "truncated.pt")
+    (tmp_path / "truncated.pt").write_bytes(b"PK")
+    run = doctor(environment)
+    assert run.returncode == 1
+    assert problems(run) == {"nnUNet_preprocessed", "SAM2 weights"}
+    assert findings(run)["nnUNet_raw"][0] == "note"
+    assert "truncated.pt" in findings(run)["SAM2 weights"][1]
+    assert run.stdout.splitlines()[-1] == "2 problems would stop a training."
+
+
+def test_weights_of_another_size_and_weights_out_of_reach(environment, tmp_path):
+    small = tmp_path / "small.pt"
+    torch.save({"model": SAM2("sam2.1-hiera-small", 512, "decoder").state_dict()}, small)
+    run = doctor(environment, f"sam2_checkpoint={small}")
+    assert run.returncode == 1
+    assert "set sam2_model to sam2.1-hiera-small" in findings(run)["SAM2 weights"][1]
+    run = doctor(environment)
+    assert run.returncode == 1
+    assert "AUTOSAM2_SAM2_WEIGHTS" in findings(run)["SAM2 weights"][1]
+
+
+@pytest.mark.parametrize("package", ["sam2", "torch", "nnunetv2"])
+def test_a_broken_dependency_is_a_problem_not_a_crash(environment, tmp_path, package):
+    broken = tmp_path / "broken"
+    (broken / package).mkdir(parents=True)
+    (broken / package / "__init__.py").write_text("raise OSError('libfoo.so is gone')")
+    run = doctor({**environment, "PYTHONPATH": str(broken)}, "sam2_checkpoint=random")
+    assert run.returncode == 1
+    assert "nnUNetTrainerAutoSAM2" in problems(run)
+    assert "libfoo.so is gone" in findings(run)["nnUNetTrainerAutoSAM2"][1]
+
+
+def test_source_checkout_prints_the_line_that_makes_the_trainer_discoverable(environment, tmp_path):
+    """As in an editable install: our package comes from the source tree, nnU-Net's has no overlay in it."""
+    plain = tmp_path / "plain"
+    shutil.copytree(nnunetv2.__path__[0], plain / "nnunetv2", ignore=shutil.ignore_patterns("autosam2", "*.pyc"))
+    environment["PYTHONPATH"] = os.pathsep.join([str(plain), str(ROOT)])
+    run = doctor(environment, "sam2_checkpoint=random")
+    assert problems(run) == {"nnUNetTrainerAutoSAM2"}
+    line = findings(run)["nnUNetTrainerAutoSAM2"][1].partition("Run: export ")[2]
+    variable, _, value = line.partition("=")
+    assert (variable, value) == ("nnUNet_extTrainer", str(ROOT / "overlay"))
+    assert doctor({**environment, variable: value}, "sam2_checkpoint=random").returncode == 0
+
+
+def test_unknown_key_is_refused_in_one_line(environment):
+    run = doctor(environment, "slice_fractoin=1")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.splitlines()[-1].startswith("Error: slice_fractoin is not a parameter")

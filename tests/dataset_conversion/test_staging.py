@@ -1,0 +1,44 @@
+import stat
+from pathlib import Path
+
+import pytest
+
+from nnunet_autosam2.dataset_conversion.staging import staged_folder
+from nnunet_autosam2.errors import DatasetError
+
+
+def test_the_folder_appears_at_the_end_with_usual_permissions(tmp_path: Path):
+    target = tmp_path / "parent" / "target"
+    with staged_folder(target) as staged:
+        (staged / "file").write_text("content")
+        assert not target.exists()
+    assert (target / "file").read_text() == "content"
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+    (tmp_path / "usual").mkdir()
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, DatasetError])
+def test_nothing_is_left_after_an_interruption(tmp_path: Path, interruption: type[BaseException]):
+    with pytest.raises(interruption), staged_folder(tmp_path / "target") as staged:
+        (staged / "file").touch()
+        raise interruption
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_exists_is_left_alone(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DatasetError, match="is not empty"), staged_folder(tmp_path):
+        pass
+    with pytest.raises(DatasetError, match="is a file"), staged_folder(tmp_path / "file"):
+        pass
+    with pytest.raises(DatasetError, match="cannot be written"), staged_folder(tmp_path / "file" / "below"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_empty_folder_may_be_there(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with staged_folder(tmp_path / "empty") as staged:
+        (staged / "file").touch()
+    assert (tmp_path / "empty" / "file").exists()
