@@ -19,11 +19,10 @@ def command(source: Path, dataset_id: int, name: str, modalities: str | None, ou
     """
     from nnunet_autosam2.dataset_conversion.brats import convert_brats
 
-    chosen = modalities.split(",") if modalities is not None else None
+    chosen = None if modalities is None else [key.strip() for key in modalities.split(",")]
     dataset = convert_brats(source, dataset_id, name, chosen, output)
     click.echo(f"{dataset.folder}: channels {', '.join(dataset.channels)}")
-    if dataset.training_cases:
-        click.echo(f"{len(dataset.training_cases)} training cases in imagesTr and labelsTr")
+    click.echo(f"Training cases, in imagesTr and labelsTr: {len(dataset.training_cases)}")
     if dataset.test_cases:
-        cases = ", ".join(dataset.test_cases)
-        click.echo(f"{len(dataset.test_cases)} test cases in imagesTs, because they have no seg file: {cases}")
+        names = ", ".join(dataset.test_cases)
+        click.echo(f"Test cases, in imagesTs because they have no seg file: {len(dataset.test_cases)} ({names})")

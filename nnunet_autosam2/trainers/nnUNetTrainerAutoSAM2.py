@@ -130,7 +130,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     def _build_loss(self) -> AutoSAM2Loss:
         return AutoSAM2Loss.from_config(
             self.config, self.label_manager, self.configuration_manager.batch_dice, self.is_ddp
-        )
+        ).to(self.device)
 
     def configure_optimizers(self) -> tuple[torch.optim.AdamW, IterationOneCycleLR]:
         """AdamW over what trains; OneCycle, one step an iteration."""

@@ -150,4 +150,6 @@ def test_strides_beyond_the_plans_divide_the_patch(patch, planned):
     assert [list(stride) for stride in strides[: max(len(planned) - 1, 0)]] == planned[1:]
     total = np.prod(strides, axis=0)
     assert not (np.array(patch) % total).any()
-    assert make_unet(1, 2, strides)(torch.zeros(1, 1, *(patch if max(patch) < 50 else total))).logits[0].isfinite().all()
+    assert (
+        make_unet(1, 2, strides)(torch.zeros(1, 1, *(patch if max(patch) < 50 else total))).logits[0].isfinite().all()
+    )

@@ -96,6 +96,14 @@ def test_cases_without_segmentation_are_test_cases(source: Path, tmp_path: Path)
     assert json.loads((dataset.folder / "dataset.json").read_text())["numTraining"] == 1
 
 
+def test_a_test_set_has_no_training_folders(source: Path, tmp_path: Path):
+    for file in source.glob("*/*_seg.nii.gz"):
+        file.unlink()
+    dataset = convert_brats(source, 5, "Phantom", output=tmp_path / "raw")
+    assert sorted(path.name for path in dataset.folder.iterdir()) == ["dataset.json", "imagesTs"]
+    assert len(list(dataset.folder.glob("imagesTs/*"))) == 8
+
+
 def test_cases_one_folder_deeper_are_found(source: Path, tmp_path: Path):
     for number, grade in ((1, "HGG"), (2, "LGG")):
         (source / grade).mkdir()
@@ -125,7 +133,7 @@ def test_all_problems_of_the_files_come_at_once(source: Path, tmp_path: Path):
     overwrite(first / "phantom_001_seg.nii.gz", labels)
     flair = second / "phantom_002_flair.nii.gz"
     flair.write_bytes(flair.read_bytes()[:-500])
-    overwrite(second / "phantom_002_t2.nii.gz", np.where(t1ce > 500, np.nan, t1ce).astype(np.float32))
+    overwrite(second / "phantom_002_t2.nii.gz", np.where(t1ce == t1ce.max(), np.nan, t1ce).astype(np.float32))
     assert_refused(
         source,
         tmp_path / "raw",

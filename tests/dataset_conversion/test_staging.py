@@ -20,9 +20,13 @@ def test_the_folder_appears_at_the_end_with_usual_permissions(tmp_path: Path):
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, DatasetError])
 def test_nothing_is_left_after_an_interruption(tmp_path: Path, interruption: type[BaseException]):
-    with pytest.raises(interruption), staged_folder(tmp_path / "target") as staged:
-        (staged / "file").touch()
-        raise interruption
+    def write() -> None:
+        with staged_folder(tmp_path / "target") as staged:
+            (staged / "file").touch()
+            raise interruption
+
+    with pytest.raises(interruption):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,466 @@
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nnunet_autosam2 import AutoSAM2
+from nnunet_autosam2.architectures.autosam2 import take_slices
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output
+from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
+from nnunet_autosam2.errors import ConfigurationError, WeightsError
+from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
+
+pytestmark = pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
+MODES = {
+    "hybrid": {},
+    "UNet only": {"enable_sam2": False},
+    "SAM2 only": {"enable_unet_decoder": False},
+}
+EVERY_MODE = pytest.mark.parametrize("mode", MODES)
+REGIONS_AND_LABELS = pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+SIZE = (16, 32, 48)
+
+
+def make_volume(batch: int = 1, in_channels: int = 2, size: tuple[int, ...] = SIZE) -> torch.Tensor:
+    return torch.randn(batch, in_channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+def decided(network: AutoSAM2) -> AutoSAM2:
+    """With a UNet that has strong opinions, as after training: all kinds of prompts, here and there."""
+    with torch.no_grad():
+        for head in network.unet.decoder.seg_layers.values():
+            head.weight *= 20
+    return network
+
+
+def seen_by_sam2(network: AutoSAM2, volume: torch.Tensor) -> int:
+    """How many slices the image encoder gets in a prediction."""
+    seen = []
+    encoder = network.sam2_branch.sam2.image_encoder
+    handle = encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        network(volume)
+    handle.remove()
+    return sum(seen)
+
+
+@pytest.fixture(scope="module")
+def hybrid(make_network) -> AutoSAM2:
+    return decided(make_network()).eval()
+
+
+# Shapes and modes
+
+
+def test_as_the_description_uses_it():
+    model = AutoSAM2(num_classes=4, sam2_checkpoint="random", sam2_image_size=128).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 4, 16, 32, 32)).shape == (1, 4, 16, 32, 32)
+
+
+@EVERY_MODE
+@REGIONS_AND_LABELS
+@pytest.mark.parametrize("fusion", ["fixed", "gated"])
+def test_logits_have_the_size_of_the_volume(make_network, mode, region_based, fusion):
+    network = decided(make_network(3, region_based=region_based, fusion=fusion, **MODES[mode])).eval()
+    volume = make_volume(2)
+    with torch.no_grad():
+        logits = network(volume)
+    assert logits.shape == (2, 3, *SIZE)
+    assert logits.isfinite().all()
+
+
+@EVERY_MODE
+def test_odd_sizes(make_network, mode):
+    network = decided(make_network(**MODES[mode])).eval()
+    with torch.no_grad():
+        assert network(make_volume(1, 2, (19, 50, 61))).shape == (1, 4, 19, 50, 61)
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 8])
+def test_channel_counts(make_network, in_channels):
+    network = decided(make_network(2, in_channels)).eval()
+    volume = make_volume(1, in_channels)
+    with torch.no_grad():
+        assert network(volume).shape == (1, 2, *SIZE)
+    assert seen_by_sam2(network, volume) > 0
+
+
+def test_anisotropic_patches(make_network):
+    strides = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
+    network = decided(make_network(strides=strides))
+    network.set_deep_supervision(True)
+    output = network(make_volume(1, 2, (20, 64, 48)))
+    assert output.logits.shape == (1, 4, 20, 64, 48)
+    assert [tuple(logits.shape[2:]) for logits in output.unet] == [(20, 64, 48), (20, 32, 24), (10, 16, 12)]
+    assert network.output_strides == [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
+    assert output.sam2.logits.shape == (1, 4, 6, 64, 48)
+
+
+@EVERY_MODE
+@REGIONS_AND_LABELS
+def test_training_output(make_network, mode, region_based):
+    network = make_network(3, region_based=region_based, slice_fraction=0.3, **MODES[mode])
+    network.set_deep_supervision(True)
+    output = network(make_volume(2))
+    assert isinstance(output, AutoSAM2Output)
+    assert output.logits.shape == (2, 3, *SIZE)
+    assert [logits.shape[2:] for logits in output.unet] == [
+        tuple(size // stride for size, stride in zip(SIZE, strides, strict=True)) for strides in network.output_strides
+    ]
+    if mode == "UNet only":
+        assert output.sam2 is None
+        assert output.logits is output.unet[0]
+        return
+    regions = 3 if region_based else 2
+    assert output.sam2.logits.shape == (2, 3, 5, *SIZE[1:])
+    assert output.sam2.predicted_iou.shape == output.sam2.object_score.shape == (2, regions, 5)
+    assert output.sam2.points.shape == (2, regions, 5, 15, 2)
+    assert output.sam2.labels.shape == (2, regions, 5, 15)
+    assert output.sam2.prompted.all()
+    foreground = output.unet[0].sigmoid() if region_based else output.unet[0].softmax(1)[:, 1:]
+    assert torch.equal(output.sam2.slices, select_slices(foreground, 5))
+    if not region_based:
+        assert not output.sam2.logits[:, 0].any()
+    assert len(output.unet) == (1 if mode == "SAM2 only" else 3)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.6, 1.0])
+def test_slice_fractions(make_network, hybrid, fraction):
+    network = copy.deepcopy(hybrid).train()
+    network.set_mode(slice_fraction=fraction)
+    count = num_slices(SIZE[0], fraction)
+    assert seen_by_sam2(network, make_volume(2)) == 2 * count
+    network.set_deep_supervision(True)
+    assert network(make_volume(2)).sam2.slices.shape == (2, count)
+
+
+def test_at_fraction_zero_there_is_no_sam2(make_network, hybrid):
+    network = make_network(slice_fraction=0)
+    assert network.sam2_branch is None
+    assert not any("sam2" in name or "fusion" in name for name, _ in network.named_parameters())
+    network.load_state_dict(hybrid.unet.state_dict(prefix="unet."))
+    unet_only = make_network(enable_sam2=False)
+    unet_only.load_state_dict(network.state_dict())
+    switched_off = copy.deepcopy(hybrid)
+    switched_off.set_mode(slice_fraction=0)
+    volume = make_volume()
+    with torch.no_grad():
+        expected = hybrid.unet(volume).logits[0]
+        assert all(torch.equal(model(volume), expected) for model in (network, unet_only, switched_off))
+
+
+def test_padding_is_never_among_the_slices(make_network):
+    network = decided(make_network(slice_fraction=1)).train()
+    assert seen_by_sam2(network, make_volume(1, 2, (19, 32, 32))) == 19
+
+
+def test_slices_and_masks_belong_together(make_network):
+    """Where SAM2 alone decides, its masks come back at the depth that they were made for."""
+    network = decided(make_network(enable_unet_decoder=False, region_based=True))
+    network.set_deep_supervision(True)
+    output = network(make_volume(2))
+    assert len(set(map(tuple, output.sam2.slices.tolist()))) == 2
+    at_slices = take_slices(output.logits, output.sam2.slices).view(2, 5, 4, *SIZE[1:]).transpose(1, 2)
+    torch.testing.assert_close(at_slices, output.sam2.logits)
+    beyond = torch.arange(SIZE[0]) > output.sam2.slices[:, -1:]
+    assert beyond.any()
+    for b in range(2):
+        assert torch.equal(output.logits[b, :, beyond[b]], output.unet[0][b, :, beyond[b]])
+
+
+def test_take_slices():
+    volume = torch.arange(2 * 3 * 4).view(2, 3, 4, 1, 1)
+    taken = take_slices(volume, torch.tensor([[0, 2], [1, 3]]))
+    assert taken[..., 0, 0].tolist() == [[0, 4, 8], [2, 6, 10], [13, 17, 21], [15, 19, 23]]
+
+
+# set_mode
+
+
+def test_set_mode_switches_between_the_modes(hybrid):
+    network, volume = copy.deepcopy(hybrid), make_volume()
+    with torch.no_grad():
+        whole = network(volume)
+        network.set_mode(enable_sam2=False)
+        assert torch.equal(network(volume), network.unet(volume).logits[0])
+        network.set_mode(enable_sam2=True, enable_unet_decoder=False)
+        sam2_only = network(volume)
+        network.set_mode(enable_unet_decoder=True)
+        assert torch.equal(network(volume), whole)
+    assert not torch.allclose(sam2_only, whole)
+
+
+@pytest.mark.parametrize("fusion", ["fixed", "gated"])
+def test_set_mode_moves_the_blends(make_network, fusion):
+    network, volume = decided(make_network(3, fusion=fusion, slice_fraction=1)).eval(), make_volume()
+    with torch.no_grad():
+        unet = network.unet(volume).logits[0].softmax(1)
+        network.set_mode(bg_blend=1.0, tumor_blend=1.0)
+        torch.testing.assert_close(network(volume).softmax(1), unet, rtol=0, atol=2e-3)
+        network.set_mode(bg_blend=0.5, tumor_blend=0.5)
+        even = network(volume).softmax(1)
+        network.set_mode(bg_blend=0.9, tumor_blend=0.1)
+        assert not torch.allclose(network(volume).softmax(1), even, atol=1e-2)
+
+
+def test_set_mode_changes_the_number_of_points(hybrid):
+    network = copy.deepcopy(hybrid)
+    network.set_deep_supervision(True)
+    network.set_mode(num_positive_points=4, num_negative_points=0)
+    assert network(make_volume()).sam2.points.shape[3] == 2 + 4
+
+
+@pytest.mark.parametrize(
+    ("built", "changes", "message"),
+    [
+        ({}, {"sam2_image_size": 128}, "sam2_image_size cannot be changed.*slice_fraction"),
+        ({}, {"slice_fracton": 0.1}, "slice_fracton cannot be changed"),
+        ({}, {"slice_fraction": 2}, "slice_fraction = 2"),
+        ({}, {"enable_sam2": False, "enable_unet_decoder": False}, "nothing is left to predict with"),
+        ({"enable_sam2": False}, {"enable_sam2": True}, "built without SAM2"),
+        ({"slice_fraction": 0}, {"slice_fraction": 0.3}, "built without SAM2"),
+        ({"enable_unet_decoder": False}, {"enable_unet_decoder": True}, "built without the UNet's decoder"),
+    ],
+)
+def test_set_mode_refuses_what_is_not_there(make_network, built, changes, message):
+    network = make_network(**built)
+    before = network.config
+    with pytest.raises(ConfigurationError, match=message):
+        network.set_mode(**changes)
+    assert network.config == before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"rgb_channels": (0, 1, 2)}, "rgb_channels.*2 channels"),
+        ({"class_weights": (1.0, 2.0)}, "class_weights has 2 entries.*4 outputs"),
+        ({"slice_fracton": 0.3}, "Did you mean slice_fraction"),
+    ],
+)
+def test_impossible_parameters(make_network, parameters, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make_network(**parameters)
+
+
+def test_training_patches_have_to_fit_the_strides(make_network):
+    network = make_network(enable_sam2=False)
+    network.set_deep_supervision(True)
+    with pytest.raises(ConfigurationError, match=r"\(12, 32, 48\).*\(16, 16, 16\)"):
+        network(make_volume(size=(12, 32, 48)))
+
+
+# Gradients
+
+
+def targets_for(output: AutoSAM2Output, network: AutoSAM2) -> list[torch.Tensor]:
+    """Random, with foreground everywhere, in nnU-Net's form."""
+    generator = torch.Generator().manual_seed(2)
+    batch, channels, *size = output.logits.shape
+    if network.config.region_based:
+        full = (torch.rand(batch, channels, *size, generator=generator) > 0.7).float()
+    else:
+        full = torch.randint(0, channels, (batch, 1, *size), generator=generator).float()
+    return [F.interpolate(full, logits.shape[2:], mode="nearest") for logits in output.unet]
+
+
+def train_step(network: AutoSAM2, volume: torch.Tensor) -> torch.Tensor:
+    network.set_deep_supervision(True)
+    output = network.train()(volume)
+    loss = AutoSAM2Loss(WeightedBCEDiceLoss(network.num_classes, region_based=network.config.region_based))
+    value = loss(output, targets_for(output, network))
+    value.backward()
+    return value
+
+
+@pytest.mark.parametrize(
+    ("mode", "fusion", "tuning", "region_based"),
+    [
+        ("UNet only", "gated", "decoder", True),
+        ("UNet only", "gated", "decoder", False),
+        *(("SAM2 only", "gated", "decoder", regions) for regions in (True, False)),
+        *(("hybrid", fusion, "decoder", regions) for fusion in ("fixed", "gated") for regions in (True, False)),
+        *((mode, "gated", tuning, True) for mode in ("hybrid", "SAM2 only") for tuning in ("frozen", "full")),
+    ],
+)
+def test_what_trains_gets_a_gradient_and_nothing_else_does(make_network, mode, fusion, tuning, region_based):
+    network = make_network(3, fusion=fusion, sam2_tuning=tuning, region_based=region_based, **MODES[mode])
+    assert train_step(decided(network), make_volume(2)).isfinite()
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter.grad is None, name
+            continue
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+    trained = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.requires_grad}
+    expected = {"unet"} if mode == "UNet only" else {"unet", "sam2_branch"}
+    assert trained == (expected | {"fusion"} if (mode, fusion) == ("hybrid", "gated") else expected)
+
+
+@EVERY_MODE
+def test_none_is_unused_where_the_unet_sees_nothing(make_network, mode):
+    network = make_network(3, region_based=True, **MODES[mode])
+    for head in network.unet.decoder.seg_layers.values():
+        torch.nn.init.constant_(head.bias, -100)
+    assert train_step(network, make_volume()).isfinite()
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trainable)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@REGIONS_AND_LABELS
+def test_training_step_in_half_precision(make_network, dtype, region_based):
+    network = decided(make_network(3, region_based=region_based))
+    with torch.autocast("cpu", dtype=dtype):
+        assert train_step(network, make_volume()).isfinite()
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    assert all(parameter.grad.isfinite().all() for parameter in trainable)
+
+
+def test_the_masks_train_the_unet_through_the_bridge(make_network):
+    network = decided(make_network(3, enable_unet_decoder=False, region_based=True))
+    network.set_deep_supervision(True)
+    network.train()(make_volume()).sam2.logits.square().mean().backward()
+    assert network.unet.encoder.stem.conv.weight.grad.any()
+    assert all(head.weight.grad is None for head in network.unet.decoder.seg_layers.values())
+
+
+# Reproducible, batched, and sparing
+
+
+@EVERY_MODE
+def test_same_seed_same_prediction(make_network, mode):
+    predictions = []
+    for _ in range(2):
+        network = decided(make_network(**MODES[mode])).eval()
+        with torch.no_grad():
+            predictions.append(network(make_volume()))
+    assert torch.equal(*predictions)
+
+
+@EVERY_MODE
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_of_two_predicts_what_the_two_predict_alone(make_network, mode, training):
+    network = decided(make_network(**MODES[mode])).train(training)
+    volume = make_volume(2)
+    with torch.no_grad():
+        together = network(volume)
+        alone = torch.cat([network(volume[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_state_dict_round_trip(make_network, hybrid, tmp_path):
+    torch.save(hybrid.state_dict(), tmp_path / "network.pth")
+    other = make_network(seed=1, sam2_checkpoint="auto").eval()
+    other.load_state_dict(torch.load(tmp_path / "network.pth", weights_only=True))
+    with torch.no_grad():
+        assert torch.equal(other(make_volume()), hybrid(make_volume()))
+
+
+def set_foreground_slices(network: AutoSAM2, volume: torch.Tensor, count: int) -> None:
+    """Shifts the only region's logits so that it has a voxel on `count` slices."""
+    with torch.no_grad():
+        highest = network.unet(volume).logits[0].amax((0, 1, 3, 4)).sort(descending=True).values
+        threshold = highest[0] + 1 if count == 0 else (highest[count - 1] + highest[count]) / 2
+        network.unet.decoder.seg_layers["0"].bias -= threshold
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_a_prediction_asks_sam2_only_where_the_unet_sees_something(make_network, count):
+    network, volume = make_network(1, region_based=True, slice_fraction=1).eval(), make_volume()
+    set_foreground_slices(network, volume, count)
+    assert seen_by_sam2(network, volume) == count
+    network.set_deep_supervision(True)
+    with torch.no_grad():
+        output = network(volume)
+    sees = (output.unet[0] > 0).flatten(3).any(3)[0, 0]
+    assert output.sam2.prompted[0].tolist() == sees.tolist()
+    assert sees.sum() == count
+    torch.testing.assert_close(output.logits[:, :, ~sees], output.unet[0][:, :, ~sees], rtol=1e-4, atol=1e-4)
+    if count:
+        assert not torch.allclose(output.logits[:, :, sees], output.unet[0][:, :, sees], atol=1e-2)
+
+
+def test_skipping_one_sample_leaves_the_other_alone(make_network):
+    network = make_network(1, region_based=True, slice_fraction=1).eval()
+    volume = torch.cat([make_volume(), torch.zeros(1, 2, *SIZE)])
+    set_foreground_slices(network, volume[:1], 4)
+    with torch.no_grad():
+        together = network(volume)
+        alone = torch.cat([network(volume[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@EVERY_MODE
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "volume",
+    [
+        torch.zeros(1, 2, *SIZE),
+        torch.full((1, 2, *SIZE), 3.0),
+        make_volume(size=(1, 32, 32)),
+        make_volume(size=(5, 7, 3)),
+        make_volume(size=(1, 1, 1)),
+        1e4 * make_volume(),
+    ],
+    ids=["zero", "constant", "one slice", "smaller than the strides", "one voxel", "huge"],
+)
+def test_unusual_volumes_give_finite_logits(make_network, mode, volume, training):
+    network = decided(make_network(**MODES[mode])).train(training)
+    with torch.no_grad():
+        logits = network(volume)
+    assert logits.shape == (1, 4, *volume.shape[2:])
+    assert logits.isfinite().all()
+
+
+# SAM2's weights
+
+
+def test_partial_state_does_not_count_as_sam2s_weights(make_network, hybrid, monkeypatch, tmp_path):
+    monkeypatch.setenv("AUTOSAM2_SAM2_WEIGHTS", str(tmp_path / "missing.pt"))
+    network = make_network(sam2_checkpoint="auto").train()
+    network.load_state_dict(hybrid.unet.state_dict(prefix="unet."), strict=False)
+    with pytest.raises(WeightsError, match=r"missing\.pt"):
+        network(make_volume())
+    network.load_state_dict(hybrid.state_dict())
+    assert network(make_volume()).isfinite().all()
+
+
+def test_weights_come_from_the_file_that_the_configuration_names(make_network, hybrid, tmp_path):
+    path = tmp_path / "sam2.pt"
+    torch.save({"model": hybrid.sam2_branch.sam2.state_dict()}, path)
+    network = make_network(seed=1, sam2_checkpoint=str(path)).train()
+    network(make_volume())
+    for name, tensor in network.sam2_branch.sam2.state_dict().items():
+        assert torch.equal(tensor, hybrid.sam2_branch.sam2.state_dict()[name])
+
+
+WITHOUT_WEIGHTS = """
+import torch
+from nnunet_autosam2 import AutoSAM2
+from nnunet_autosam2.errors import WeightsError
+network, volume = AutoSAM2(2, 1, sam2_image_size=64).train(), torch.randn(1, 1, 16, 16, 16)
+try:
+    network(volume)
+except WeightsError as error:
+    print(error)
+network.load_state_dict(network.state_dict())
+print(tuple(network(volume).shape))
+"""
+
+
+def test_without_any_weights_the_first_use_says_how_to_get_them(tmp_path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment.pop("AUTOSAM2_SAM2_WEIGHTS", None)
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_WEIGHTS], env=environment, capture_output=True, text=True, check=True
+    )
+    message, shape = run.stdout.splitlines()
+    assert all(way in message for way in ("sam2_checkpoint=FILE", "AUTOSAM2_SAM2_WEIGHTS", "model hub"))
+    assert shape == "(1, 2, 16, 16, 16)"

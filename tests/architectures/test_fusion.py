@@ -1,0 +1,139 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nnunet_autosam2.architectures.fusion import FixedFusion, GatedFusion, Reliability, blend
+
+C, SIZE = 3, (4, 5, 6)
+MODES = pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+BLENDS = pytest.mark.parametrize("blends", [[0.0] * C, [0.3] * C, [1.0] * C, [0.9, 0.2, 0.4], [0.0, 1.0, 0.5]], ids=str)
+
+
+def probability(logits: torch.Tensor, region_based: bool) -> torch.Tensor:
+    return logits.sigmoid() if region_based else logits.softmax(1)
+
+
+def make_logits(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    unet, sam2 = 4 * torch.randn(2, 2, C, *SIZE, generator=generator, dtype=dtype)
+    return unet, sam2
+
+
+def make_reliability() -> Reliability:
+    generator = torch.Generator().manual_seed(1)
+    return Reliability(
+        torch.rand(2, C, SIZE[0], generator=generator),
+        torch.rand(2, C, SIZE[0], generator=generator),
+        torch.rand(2, 1, SIZE[0], generator=generator),
+    )
+
+
+def expected_probability(unet, sam2, blends, region_based):
+    weight = torch.tensor(blends, dtype=torch.double).view(1, -1, 1, 1, 1)
+    blended = weight * probability(unet.double(), region_based) + (1 - weight) * probability(
+        sam2.double(), region_based
+    )
+    return blended if region_based else blended / blended.sum(1, keepdim=True)
+
+
+@MODES
+@BLENDS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_fixed_is_the_blend_of_the_probabilities(region_based, blends, dtype):
+    unet, sam2 = make_logits(dtype)
+    fused = FixedFusion()(unet, sam2, make_reliability(), blends, region_based)
+    assert fused.dtype == dtype
+    torch.testing.assert_close(
+        probability(fused.double(), region_based),
+        expected_probability(unet, sam2, blends, region_based),
+        rtol=0,
+        atol=1e-12 if dtype == torch.float64 else 1e-6,
+    )
+
+
+@MODES
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_huge_logits_stay_finite_and_so_do_their_gradients(region_based, weight):
+    signs = torch.cartesian_prod(*[torch.tensor([-1e4, 0.0, 1e4])] * 4)
+    unet, sam2 = signs[:, :2, None, None, None].clone(), signs[:, 2:, None, None, None].clone()
+    leaves = [unet.requires_grad_(), sam2.requires_grad_()]
+    fused = FixedFusion()(unet, sam2, make_reliability(), [weight] * 2, region_based)
+    fused.sum().backward()
+    assert fused.isfinite().all()
+    assert all(leaf.grad.isfinite().all() for leaf in leaves)
+
+
+@MODES
+def test_gradient_is_the_blends(region_based):
+    unet, sam2 = (t[:1, :, :1, :1, :2].requires_grad_() for t in make_logits(torch.double))
+    log_weight = torch.rand(C, dtype=torch.double).view(1, C, 1, 1, 1).log().requires_grad_()
+
+    def function(unet, sam2, log_weight):
+        return blend(unet, sam2, log_weight, torch.log1p(-log_weight.exp()), region_based)
+
+    assert torch.autograd.gradcheck(function, (unet, sam2, log_weight))
+
+
+@MODES
+@pytest.mark.parametrize("blends", [[0.5] * C, [0.9, 0.2, 0.4]], ids=str)
+def test_gated_starts_as_the_fixed_blend(region_based, blends):
+    arguments = (*make_logits(), make_reliability(), blends, region_based)
+    torch.testing.assert_close(GatedFusion(C)(*arguments), FixedFusion()(*arguments))
+
+
+@MODES
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_gated_starts_close_to_a_blend_of_nothing_or_everything(region_based, weight):
+    arguments = (*make_logits(), make_reliability(), [weight] * C, region_based)
+    gated, fixed = (probability(fusion(*arguments), region_based) for fusion in (GatedFusion(C), FixedFusion()))
+    torch.testing.assert_close(gated, fixed, rtol=0, atol=2e-3)
+
+
+@MODES
+@pytest.mark.parametrize(("bias", "winner"), [(50.0, 0), (-50.0, 1)])
+def test_gate_can_close_on_either_side(region_based, bias, winner):
+    fusion, logits = GatedFusion(C), make_logits()
+    torch.nn.init.constant_(fusion.bias, bias)
+    fused = fusion(*logits, make_reliability(), [0.5] * C, region_based)
+    expected = logits[winner] if region_based else logits[winner].log_softmax(1)
+    torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gate_is_by_class():
+    fusion, (unet, sam2) = GatedFusion(C), make_logits()
+    with torch.no_grad():
+        fusion.bias[0] = 50
+    fused = fusion(unet, sam2, make_reliability(), [0.5] * C, True)
+    even = FixedFusion()(unet, sam2, make_reliability(), [0.5] * C, True)
+    torch.testing.assert_close(fused[:, 0], unet[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fused[:, 1:], even[:, 1:])
+
+
+@pytest.mark.parametrize("field", range(3), ids=Reliability._fields)
+def test_gate_can_follow_each_kind_of_reliability(field):
+    fusion, (unet, sam2), reliability = GatedFusion(C), make_logits(), make_reliability()
+    torch.nn.init.constant_(fusion.reliability_weight[field], -2.0)
+    gate = fusion.gate(unet, sam2, reliability, [0.5] * C)
+    expected = -2 * reliability[field][..., None, None].expand_as(gate)
+    torch.testing.assert_close(gate, expected)
+
+
+@MODES
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_every_weight_of_the_gate_learns_from_the_first_step(region_based, scale):
+    fusion, (unet, sam2), target = GatedFusion(C), make_logits(), torch.rand(2, C, *SIZE)
+    fused = fusion(scale * unet, scale * sam2, make_reliability(), [0.5] * C, region_based)
+    F.binary_cross_entropy_with_logits(fused, target).backward()
+    assert all((parameter.grad.isfinite() & (parameter.grad != 0)).all() for parameter in fusion.parameters())
+
+
+def test_what_the_gate_looks_at_gets_no_gradient_from_it():
+    fusion = GatedFusion(C)
+    for parameter in fusion.parameters():
+        torch.nn.init.ones_(parameter)
+    inputs = [*make_logits(), *make_reliability()]
+    for value in inputs:
+        value.requires_grad_()
+    gate = fusion.gate(*inputs[:2], Reliability(*inputs[2:]), [0.5] * C)
+    gate.sum().backward()
+    assert all(value.grad is None for value in inputs)

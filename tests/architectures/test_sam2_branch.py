@@ -1,0 +1,121 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nnunet_autosam2.architectures.prompts import generate_prompts
+from nnunet_autosam2.architectures.sam2_branch import SAM2Branch, SliceMasks
+from nnunet_autosam2.config import AutoSAM2Config
+
+N, R, H, W = 3, 2, 40, 56
+
+
+def make_branch(**parameters) -> SAM2Branch:
+    torch.manual_seed(0)
+    small = {"sam2_image_size": 64, "sam2_precision": "float32"}
+    return SAM2Branch(in_channels=2, middle_channels=32, config=AutoSAM2Config(**{**small, **parameters}))
+
+
+@pytest.fixture(scope="module")
+def branch() -> SAM2Branch:
+    return make_branch()
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+    """Slices, features of the UNet, probabilities, and the numbers of points."""
+    generator = torch.Generator().manual_seed(0)
+    slices = torch.randn(N, 2, H, W, generator=generator)
+    features = torch.randn(N, 32, H // 4, W // 4, generator=generator)
+    coarse = torch.rand(N, R, H // 8, W // 8, generator=generator)
+    return slices, features, F.interpolate(coarse, size=(H, W), mode="bilinear"), 10, 3
+
+
+def test_masks_of_every_region_and_slice(branch, inputs):
+    masks = branch(*inputs)
+    assert masks.logits.shape == (N, R, H, W)
+    assert masks.predicted_iou.shape == masks.object_score.shape == (N, R)
+    assert masks.points.shape == (N, R, 15, 2)
+    assert masks.labels.shape == (N, R, 15)
+    assert ((masks.predicted_iou >= 0) & (masks.predicted_iou <= 1)).all()
+    expected = generate_prompts(inputs[2].flatten(0, 1), 10, 3)
+    assert torch.equal(masks.points.flatten(0, 1), expected.points)
+    assert torch.equal(masks.labels.flatten(0, 1), expected.labels)
+
+
+def test_each_mask_is_sam2s_answer_to_its_own_slice_and_prompt(branch, inputs):
+    slices, features, probabilities, *_ = inputs
+    masks = branch(*inputs)
+    dense = branch.bridge(features)
+    for n in range(N):
+        embeddings = branch.sam2.encode(branch.mri_to_rgb(slices[n : n + 1]))
+        for r in range(R):
+            points, labels = generate_prompts(probabilities[n, r][None], 10, 3)
+            in_pixels = points * torch.tensor([64 / W, 64 / H])  # x goes with the width
+            alone = branch.sam2.decode(embeddings, in_pixels, labels, dense[n : n + 1])
+            logits = F.interpolate(alone.logits[:, None], size=(H, W), mode="bilinear", align_corners=False)
+            torch.testing.assert_close(masks.logits[n, r], logits[0, 0], rtol=0, atol=1e-4)
+            torch.testing.assert_close(masks.predicted_iou[n, r], alone.predicted_iou[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(masks.object_score[n, r], alone.object_score[0], rtol=0, atol=1e-4)
+
+
+def test_the_encoder_sees_each_slice_once(branch, inputs):
+    seen = []
+    handle = branch.sam2.image_encoder.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    branch(*inputs)
+    handle.remove()
+    assert sum(seen) == N
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "decoder", "full"])
+def test_chunks_change_neither_masks_nor_gradients(inputs, tuning):
+    slices, features, *rest = inputs
+    results = []
+    for chunk_size in (16, 2):
+        branch = make_branch(sam2_tuning=tuning, sam2_chunk_size=chunk_size)
+        features = features.detach().requires_grad_()
+        masks = branch(slices, features, *rest)
+        (masks.logits.square().mean() + masks.predicted_iou.sum() + masks.object_score.sum()).backward()
+        gradients = {name: parameter.grad for name, parameter in branch.named_parameters()}
+        assert {name for name, gradient in gradients.items() if gradient is not None} == {
+            name for name, parameter in branch.named_parameters() if parameter.requires_grad
+        }
+        results.append((masks._asdict(), features.grad, {k: g for k, g in gradients.items() if g is not None}))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
+
+
+def test_the_mapper_trains_only_with_the_encoder():
+    trains = {
+        tuning: {parameter.requires_grad for parameter in make_branch(sam2_tuning=tuning).mri_to_rgb.parameters()}
+        for tuning in ("frozen", "decoder", "full")
+    }
+    assert trains == {"frozen": {False}, "decoder": {False}, "full": {True}}
+
+
+def test_bfloat16_is_the_encoders_alone_and_stays_close(branch, inputs):
+    exact = branch.encode(inputs[0])
+    half = make_branch(sam2_precision="bfloat16")
+    dtypes = []
+    half.sam2.image_encoder.trunk.blocks[0].mlp.register_forward_hook(lambda *hooked: dtypes.append(hooked[-1].dtype))
+    rounded = half.encode(inputs[0])
+    assert dtypes == [torch.bfloat16]
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert not torch.equal(ours, theirs)
+        assert (ours - theirs).norm() < 0.03 * theirs.norm()
+
+
+def test_float32_encoder_is_exact_under_autocast_and_masks_are_float32(branch, inputs):
+    exact = branch(*inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embeddings = branch.encode(inputs[0])
+        masks = branch(*inputs)
+    assert torch.equal(embeddings.image, branch.encode(inputs[0]).image)
+    assert {values.dtype for values in masks[:4]} == {torch.float32}
+    assert (masks.logits - exact.logits).norm() < 0.05 * exact.logits.norm()
+
+
+def test_replaced_puts_answers_in_their_places():
+    own = SliceMasks(*(torch.zeros(4, 2) for _ in SliceMasks._fields))
+    answers = SliceMasks(*(torch.tensor([[1.0, 1.0], [2.0, 2.0]]) for _ in SliceMasks._fields))
+    replaced = own.replaced(torch.tensor([False, True, False, True]), answers)
+    assert all(values[:, 0].tolist() == [0, 1, 0, 2] for values in replaced)

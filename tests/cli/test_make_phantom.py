@@ -1,0 +1,36 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert script is not None, "autosam2 is not installed"
+    command = [script, "make-phantom", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_writes_the_cases_asked_for(tmp_path: Path):
+    result = run(tmp_path / "phantom", "--cases", 2, "--size", 24, 26, 28, "--seed", 3)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{tmp_path / 'phantom'}: 2 phantom cases of 24 x 26 x 28 voxels (z, y, x)\n"
+    files = sorted(path.name for path in tmp_path.glob("phantom/*/*"))
+    suffixes = ("flair", "seg", "t1", "t1ce", "t2")
+    assert files == [f"phantom_{case}_{suffix}.nii.gz" for case in ("001", "002") for suffix in suffixes]
+    assert nibabel.load(tmp_path / "phantom" / "phantom_001" / "phantom_001_t1.nii.gz").shape == (28, 26, 24)
+
+
+def test_errors_are_one_line_and_write_nothing(tmp_path: Path):
+    result = run(tmp_path / "phantom", "--size", 8, 48, 48)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: Size (8, 48, 48) is not possible")
+    assert len(result.stderr.splitlines()) == 1
+    (tmp_path / "mine").touch()
+    result = run(tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"Error: {tmp_path} is not empty: remove it or choose another folder.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,51 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+
+def run(*arguments: Path) -> subprocess.CompletedProcess[str]:
+    script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert script is not None, "autosam2 is not installed"
+    command = [script, "predictions-to-brats", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    labels = np.arange(4, dtype=np.uint8).repeat(16).reshape(4, 4, 4)
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), folder / "case.nii.gz")
+    (folder / "dataset.json").write_text("{}")
+    return folder
+
+
+def test_labels_of_brats(predictions: Path, tmp_path: Path):
+    result = run(predictions, tmp_path / "brats")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{tmp_path / 'brats'}: 1 files with BraTS labels\n"
+    assert [file.name for file in (tmp_path / "brats").iterdir()] == ["case.nii.gz"]
+    labels = np.asanyarray(nibabel.load(tmp_path / "brats" / "case.nii.gz").dataobj)
+    np.testing.assert_array_equal(labels[:, 0, 0], [0, 2, 1, 4])
+
+
+def test_unknown_label_is_one_line_and_nothing_is_written(predictions: Path, tmp_path: Path):
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), 9, np.uint8), np.eye(4)), predictions / "other.nii.gz")
+    result = run(predictions, tmp_path / "brats")
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line and not line.startswith("check:")]
+    assert line.startswith(f"Error: {predictions / 'other.nii.gz'} has the labels 9:")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions"]
+
+
+def test_output_with_files_in_it_is_left_alone(predictions: Path, tmp_path: Path):
+    result = run(predictions, tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"Error: {tmp_path} is not empty: remove it or choose another folder.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions"]

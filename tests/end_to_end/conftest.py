@@ -1,0 +1,97 @@
+"""A phantom data set, planned and preprocessed by nnU-Net's own commands, once for all tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from sam2.build_sam import build_sam2
+
+DATASET = "Dataset900_Phantom"
+TINY = [
+    "--patch-size", "24", "32", "32", "--batch-size", "2",
+    "sam2_image_size=64", "num_iterations_per_epoch=3", "num_val_iterations_per_epoch=1", "initial_lr=1e-3",
+]  # fmt: skip
+
+
+@dataclass
+class Workspace:
+    """nnU-Net's three folders, and its commands as a user runs them."""
+
+    root: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet_", "AUTOSAM2_", "HF_"))}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        folders = {f"nnUNet_{name}": str(self.root / name) for name in ("raw", "preprocessed", "results")}
+        limits = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "HF_HUB_OFFLINE": "1"}
+        return {**inherited, **folders, **limits, "PATH": path, "HF_HOME": str(self.root / "hub"), **self.environment}
+
+    def start(self, *command: str | Path) -> subprocess.Popen:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            cwd=self.root,
+            env=self.variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str | Path, expected: int = 0) -> str:
+        """Standard output and error of a command that has to end with the code `expected`."""
+        process = self.start(*command)
+        output, _ = process.communicate(timeout=900)
+        assert process.returncode == expected, f"{' '.join(map(str, command))}\n{output[-5000:]}"
+        return output
+
+    def results(self, trainer: str, configuration: str) -> Path:
+        return self.root / "results" / DATASET / f"{trainer}__nnUNetPlans__{configuration}"
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Planned and preprocessed, with the configuration `tiny` and with weights of SAM2 to be found."""
+    workspace = Workspace(tmp_path_factory.mktemp("nnunet"))
+    for folder in ("raw", "preprocessed", "results"):
+        (workspace.root / folder).mkdir()
+    workspace.run("autosam2", "make-phantom", "phantom", "--cases", "6", "--size", "28", "32", "32")
+    workspace.run("autosam2", "convert-brats", "phantom", "-d", "900", "-n", "Phantom")
+    workspace.run("nnUNetv2_plan_and_preprocess", "-d", "900", "-c", "3d_fullres", "-np", "1", "-npfp", "1")
+    workspace.environment["AUTOSAM2_SAM2_WEIGHTS"] = str(write_sam2_checkpoint(workspace.root / "sam2_weights.pt"))
+    workspace.run("autosam2", "configure", "900", "--name", "tiny", *TINY, "num_epochs=3")
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def trained(planned: Workspace) -> Path:
+    """Results folder of the hybrid, fold 0, trained to the end."""
+    planned.run("nnUNetv2_train", "900", "tiny", "0", "-tr", "nnUNetTrainerAutoSAM2", "-device", "cpu")
+    return planned.results("nnUNetTrainerAutoSAM2", "tiny")
+
+
+@pytest.fixture(scope="session")
+def images(planned: Workspace) -> Path:
+    """Two cases to predict."""
+    folder = planned.root / "images"
+    folder.mkdir()
+    for case in ("phantom_001", "phantom_002"):
+        for file in (planned.root / "raw" / DATASET / "imagesTr").glob(f"{case}_*"):
+            shutil.copy(file, folder)
+    return folder
+
+
+def write_sam2_checkpoint(path: Path) -> Path:
+    """Official layout, weights from a seeded random model."""
+    torch.manual_seed(20)
+    model = build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu")
+    torch.save({"model": model.state_dict()}, path)
+    return path

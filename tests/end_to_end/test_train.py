@@ -1,0 +1,202 @@
+"""nnUNetv2_train: a whole run, a killed and resumed one, early stopping, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.end_to_end
+TRAIN = ("nnUNetv2_train", "900")
+CPU = ("-device", "cpu")
+
+
+def checkpoint(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def onecycle_at_epoch_starts(num_epochs: int, iterations: int, max_lr: float) -> list[float]:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=max_lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps=num_epochs * iterations)
+    rates = []
+    for step in range(num_epochs * iterations):
+        if step % iterations == 0:
+            rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step + 1 < num_epochs * iterations:
+            schedule.step()
+    return rates
+
+
+def test_results_hold_all_that_a_prediction_needs(trained: Path) -> None:
+    block = json.loads((trained / "plans.json").read_text())["configurations"]["tiny"]["autosam2"]
+    final = checkpoint(trained / "fold_0" / "checkpoint_final.pth")
+    assert block["region_based"] is True
+    assert block["rgb_channels"] == [3, 1, 2]  # FLAIR, T1ce, T2
+    assert block["sam2_image_size"] == 64
+    assert final["trainer_name"] == "nnUNetTrainerAutoSAM2"
+    assert any(name.startswith("sam2_branch.sam2.image_encoder") for name in final["network_weights"])
+    assert (trained / "fold_0" / "validation" / "summary.json").is_file()
+
+
+def test_sam2_starts_from_the_checkpoint_and_its_encoder_stays_as_it_is(planned, trained: Path) -> None:
+    start = torch.load(planned.root / "sam2_weights.pt", weights_only=True)["model"]
+    weights = checkpoint(trained / "fold_0" / "checkpoint_final.pth")["network_weights"]
+    changed = {n for n in start if (k := f"sam2_branch.sam2.{n}") in weights and not torch.equal(start[n], weights[k])}
+    assert not any(name.startswith(("image_encoder", "no_mem_embed")) for name in changed)
+    assert any(name.startswith("sam_mask_decoder") for name in changed)
+    assert any(name.startswith("sam_prompt_encoder") for name in changed)
+
+
+def test_frozen_parameters_are_not_in_the_optimizer(trained: Path) -> None:
+    final = checkpoint(trained / "fold_0" / "checkpoint_final.pth")
+    shapes = sorted(tuple(state["exp_avg"].shape) for state in final["optimizer_state"]["state"].values())
+    names = final["network_weights"]
+    encoder = [n for n in names if n.startswith("sam2_branch.sam2.image_encoder")]
+    assert len(shapes) < len(names) - len(encoder)
+    assert tuple(names["sam2_branch.sam2.image_encoder.trunk.pos_embed"].shape) not in shapes
+
+
+def test_killed_and_resumed_run_follows_the_same_schedule(planned) -> None:
+    configuration = "resumed"
+    planned.run("autosam2", "configure", "900", "--base", "tiny", "--name", configuration, "num_epochs=5")
+    folder = planned.results("nnUNetTrainerAutoSAM2", configuration) / "fold_0"
+    command = (*TRAIN, configuration, "0", "-tr", "nnUNetTrainerAutoSAM2", *CPU)
+    process = planned.start(*command)
+    best = folder / "checkpoint_best.pth"
+    deadline = time.monotonic() + 600
+    while not best.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)  # nnU-Net writes in place: let it finish
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "checkpoint_final.pth").exists(), "the run ended before it could be killed"
+    done = checkpoint(best)["current_epoch"]
+
+    output = planned.run(*command, "--c")
+    final = checkpoint(folder / "checkpoint_final.pth")
+    assert f"Epoch {done}" in output
+    assert f"Epoch {done - 1}\n" not in output
+    assert final["current_epoch"] == 5
+    expected = onecycle_at_epoch_starts(num_epochs=5, iterations=3, max_lr=1e-3)
+    np.testing.assert_allclose(final["logging"]["lrs"], expected, rtol=1e-9)
+
+
+def test_early_stopping_ends_the_run_with_the_best_weights_and_stays_ended(planned) -> None:
+    """With a learning rate of almost nothing, noise alone decides; patience 1 ends it soon after the warm-up."""
+    planned.run(
+        "autosam2", "configure", "900", "--base", "tiny", "--name", "stopped",
+        "num_epochs=40", "early_stopping_patience=1", "initial_lr=1e-12", "num_iterations_per_epoch=1",
+        "enable_sam2=false",
+    )  # fmt: skip
+    command = (*TRAIN, "stopped", "0", "-tr", "nnUNetTrainerAutoSAM2", *CPU)
+    output = planned.run(*command)
+    folder = planned.results("nnUNetTrainerAutoSAM2", "stopped") / "fold_0"
+    final, best = checkpoint(folder / "checkpoint_final.pth"), checkpoint(folder / "checkpoint_best.pth")
+    history = final["logging"]["ema_fg_dice"]
+    assert "Stopped before epoch" in output
+    assert 13 <= len(history) < 40  # the warm-up is 30 % of 40 epochs
+    assert max(history[:-1]) >= history[-1]
+    for name, tensor in best["network_weights"].items():
+        assert torch.equal(tensor, final["network_weights"][name]), name
+
+    assert "Stopped before epoch" in planned.run(*command, "--c")
+    assert checkpoint(folder / "checkpoint_final.pth")["logging"]["ema_fg_dice"] == history
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerAutoSAM2_UNetOnly", "nnUNetTrainerAutoSAM2_SAM2Only"])
+def test_other_modes_train_and_predict(planned, images: Path, tmp_path: Path, trainer: str) -> None:
+    planned.run(*TRAIN, "tiny", "1", "-tr", trainer, *CPU)
+    planned.run(
+        "nnUNetv2_predict", "-d", "900", "-c", "tiny", "-tr", trainer, "-f", "1", *CPU,
+        "-i", images, "-o", tmp_path, "--disable_tta", "-npp", "1", "-nps", "1",
+    )  # fmt: skip
+    assert len(list(tmp_path.glob("*.nii.gz"))) == 2
+
+
+def test_val_alone_repeats_the_validation_without_weights_of_sam2(planned, trained: Path) -> None:
+    validation = trained / "fold_0" / "validation"
+    before = json.loads((validation / "summary.json").read_text())["mean"]
+    shutil.rmtree(validation)
+    weights = planned.environment.pop("AUTOSAM2_SAM2_WEIGHTS")
+    try:
+        planned.run(*TRAIN, "tiny", "0", "-tr", "nnUNetTrainerAutoSAM2", *CPU, "--val")
+    finally:
+        planned.environment["AUTOSAM2_SAM2_WEIGHTS"] = weights
+    assert json.loads((validation / "summary.json").read_text())["mean"] == before
+
+
+class TestRefused:
+    """One line, exit code 1, no traceback, nothing written."""
+
+    def refused(self, planned, configuration: str, *, trainer: str = "nnUNetTrainerAutoSAM2") -> str:
+        before = set((planned.root / "results").rglob("*"))
+        output = planned.run(*TRAIN, configuration, "2", "-tr", trainer, *CPU, expected=1)
+        errors = [line for line in output.splitlines() if line.startswith("Error: ")]
+        assert len(errors) == 1
+        assert "Traceback" not in output
+        assert set((planned.root / "results").rglob("*")) == before
+        return errors[0]
+
+    @pytest.fixture
+    def edited(self, planned):
+        """Writes configurations into the plans by hand, as `autosam2 configure` would refuse to."""
+        path = planned.root / "preprocessed" / "Dataset900_Phantom" / "nnUNetPlans.json"
+        original = path.read_text()
+
+        def add(name: str, **settings) -> None:
+            plans = json.loads(original)
+            plans["configurations"][name] = {"inherits_from": "tiny", **settings}
+            path.write_text(json.dumps(plans, indent=4))
+
+        yield add
+        path.write_text(original)
+
+    def test_unknown_key(self, planned, edited) -> None:
+        edited("bad", autosam2={"slice_fractoin": 0.5})
+        assert "slice_fractoin" in (error := self.refused(planned, "bad"))
+        assert "slice_fraction?" in error
+
+    def test_impossible_value(self, planned, edited) -> None:
+        edited("bad", autosam2={"slice_fraction": 3})
+        assert "slice_fraction" in self.refused(planned, "bad")
+
+    def test_wrong_number_of_class_weights(self, planned, edited) -> None:
+        edited("bad", autosam2={"sam2_checkpoint": "random", "class_weights": [1, 2]})
+        assert "class_weights" in self.refused(planned, "bad")
+
+    def test_two_dimensional_configuration(self, planned, edited) -> None:
+        edited("bad", patch_size=[32, 32])
+        assert "2D" in self.refused(planned, "bad")
+
+    def test_missing_weights(self, planned, edited) -> None:
+        edited("bad", autosam2={"sam2_checkpoint": str(planned.root / "nowhere.pt")})
+        assert "nowhere.pt" in (error := self.refused(planned, "bad"))
+        assert "sam2_checkpoint" in error
+
+    def test_no_weights_anywhere(self, planned) -> None:
+        weights = planned.environment.pop("AUTOSAM2_SAM2_WEIGHTS")
+        try:
+            error = self.refused(planned, "tiny")
+        finally:
+            planned.environment["AUTOSAM2_SAM2_WEIGHTS"] = weights
+        for way in ("sam2_checkpoint", "AUTOSAM2_SAM2_WEIGHTS", "hub"):
+            assert way in error
+
+    def test_another_configuration_in_the_results_of_other_folds(self, planned, trained: Path, edited) -> None:
+        path = planned.root / "preprocessed" / "Dataset900_Phantom" / "nnUNetPlans.json"
+        plans = json.loads(path.read_text())
+        plans["configurations"]["tiny"]["autosam2"]["tumor_blend"] = 0.9
+        path.write_text(json.dumps(plans, indent=4))
+        trained_plans = (trained / "plans.json").read_bytes()
+        output = planned.run(*TRAIN, "tiny", "3", "-tr", "nnUNetTrainerAutoSAM2", *CPU, expected=1)
+        assert "tumor_blend: 0.5 there, 0.9 here" in output
+        assert "Traceback" not in output
+        assert (trained / "plans.json").read_bytes() == trained_plans

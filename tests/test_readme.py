@@ -1,0 +1,115 @@
+"""The documents say what is there: options, commands, files and links are compared with the code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from nnunet_autosam2 import trainers
+from nnunet_autosam2.cli.main import COMMANDS, main
+from nnunet_autosam2.config import AutoSAM2Config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def table(heading: str) -> dict[str, str]:
+    """First cell → second cell of the table below a heading, without the backticks."""
+    section = README.split(f"# {heading}\n", 1)[1].split("\n#", 1)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    return {row[0].strip("`"): row[1].strip("`") for row in rows[2:]}
+
+
+def heading_anchors(document: Path) -> set[str]:
+    """As GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_parameter_is_in_the_table_with_its_default() -> None:
+    written = {}
+    for key, text in table("Parameters").items():
+        try:
+            written[key] = json.loads(text)
+        except json.JSONDecodeError:
+            written[key] = text
+    assert written == AutoSAM2Config().to_dict()
+
+
+def test_every_trainer_is_in_the_table() -> None:
+    named = re.findall(r"`(nnUNetTrainerAutoSAM2\w*)`", " ".join(f"`{cell}`" for cell in table("Trainers")))
+    assert sorted(named) == sorted(trainers.__all__)
+
+
+def shown_code() -> list[str]:
+    """Lines of the fenced blocks, continued lines joined, and the code within sentences."""
+    fenced = re.findall(r"```\w+\n(.*?)```", README, re.DOTALL)
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    return "".join(fenced).replace("\\\n", " ").splitlines() + re.findall(r"`([^`\n]+)`", prose)
+
+
+def test_every_command_is_shown_and_every_shown_one_exists() -> None:
+    assert {line.split()[1] for line in shown_code() if line.startswith("autosam2 ")} == set(COMMANDS)
+
+
+def test_shown_options_exist() -> None:
+    shown, context = set(), click.Context(main)
+    for line in shown_code():
+        if line.startswith("autosam2 "):
+            name, options = line.split()[1], re.findall(r" (--?[a-z][a-z-]*)", line.split("#")[0])
+            command = main.get_command(context, name)
+            assert command is not None
+            assert set(options) <= {option for parameter in command.params for option in parameter.opts}, line
+            shown |= set(options)
+    assert {"-d", "--base", "--name", "-m"} <= shown
+
+
+def test_files_in_the_picture_exist() -> None:
+    picture = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    named = set(re.findall(r">(\w+\.py)<", picture))
+    there = {path.name for path in (ROOT / "nnunet_autosam2").rglob("*.py")}
+    assert "unet.py" in named
+    assert named <= there
+
+
+def test_every_file_of_the_network_is_in_the_picture() -> None:
+    picture = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "nnunet_autosam2" / "architectures").glob("*.py")}
+    assert {name for name in files if f">{name}<" not in picture} == {"__init__.py", "autosam2.py"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_resolve(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), f"{document.name} links to {link}"
+        assert not anchor or anchor in heading_anchors(target), f"{document.name} links to {link}"
+
+
+def test_every_dependency_has_its_line() -> None:
+    setup, document = (ROOT / name for name in ("setup.py", "docs/dependencies.md"))
+    required = re.findall(r'"([\w-]+[<>]=[^"]*)"', setup.read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| `([^`]+)` \|", document.read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == required
+
+
+def test_standalone_example_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    check = "\nassert logits.shape == (1, 4, 16, 64, 64), logits.shape\nassert restored.sam2_has_weights\n"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", example + check],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
