@@ -5,6 +5,11 @@ BIN := $(CURDIR)/$(VENV)/bin
 SOURCES := setup.py pyproject.toml README.md $(shell git ls-files nnunet_autosam2 dataset_conversion overlay)
 
 export UV_HTTP_TIMEOUT ?= 600
+# On a CPU, training takes and frees large blocks all the time. This keeps glibc from giving them back to the system
+# each time, which can cost more than the computation (virtual machines above all).
+export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
+export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+export MALLOC_TOP_PAD_ ?= 268435456
 
 .PHONY: help install demo test lint format clean
 

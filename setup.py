@@ -30,8 +30,6 @@ setup(
         "SimpleITK>=2.3,<3",
         "nibabel>=5.2,<6",
         "huggingface-hub>=0.30,<3",
-        "hydra-core>=1.3.2,<2",
-        "omegaconf>=2.3,<3",
         "click>=8.1,<9",
         "matplotlib>=3.8,<4",
         "numpy>=1.26,<3",

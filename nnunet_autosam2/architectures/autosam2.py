@@ -92,7 +92,7 @@ class AutoSAM2(nn.Module):
 
         All of them in training; a prediction leaves out those where the UNet sees nothing, which keep its opinion.
         """
-        own = take_slices(unet.logits[0].float(), slices)
+        own = take_slices(unet.logits[0].detach().float(), slices)
         probabilities = self._foreground(own)
         prompted = (probabilities > THRESHOLD).flatten(1).any(1) | self.training
         masks = self._unprompted(own)

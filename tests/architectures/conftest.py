@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,9 +20,14 @@ def single_thread() -> Iterator[None]:
 def make_network() -> Callable[..., AutoSAM2]:
     """A small network with seeded random weights, SAM2's too; parameters as of AutoSAM2."""
 
-    def build(num_classes: int = 4, in_channels: int = 2, seed: int = 0, **parameters) -> AutoSAM2:
-        small = {"sam2_image_size": 64, "sam2_checkpoint": "random", "sam2_precision": "float32"}
-        torch.manual_seed(seed)
-        return AutoSAM2(num_classes, in_channels, **{**small, **parameters})
+    small = {"sam2_image_size": 64, "sam2_checkpoint": "random", "sam2_precision": "float32"}
+    built: dict[str, AutoSAM2] = {}
+
+    def build(num_classes: int = 3, in_channels: int = 2, seed: int = 0, **parameters) -> AutoSAM2:
+        key = repr((num_classes, in_channels, seed, sorted(parameters.items())))
+        if key not in built:
+            torch.manual_seed(seed)
+            built[key] = AutoSAM2(num_classes, in_channels, **{**small, **parameters})
+        return copy.deepcopy(built[key])
 
     return build

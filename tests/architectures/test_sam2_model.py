@@ -140,7 +140,8 @@ def test_what_trains_is_what_has_a_part_in_the_masks(models, tuning):
     masks = model.decode(embeddings, 64 * torch.rand(1, 5, 2), labels, torch.zeros(1, 256, 4, 4))
     sum(values.square().sum() for values in masks).backward()
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trainable(model)
-    assert all(parameter.grad.any() for parameter in model.parameters() if parameter.requires_grad)
+    unmoved = {name for name in trainable(model) if not model.get_parameter(name).grad.any()}
+    assert all(name.endswith("k_proj.bias") for name in unmoved)  # to which a softmax over the keys is blind
 
 
 @pytest.mark.real_data
