@@ -30,9 +30,9 @@ once convert autosam2 convert-brats "$data/brats2013" -d 13 -n BraTS2013 --modal
 once convert_tcga autosam2 convert-brats "$data/tcga_lgg" -d 14 -n TCGA
 once convert_tcga_two autosam2 convert-brats "$data/tcga_lgg" -d 15 -n TCGATwo --modalities t1ce,flair
 once preprocess nnUNetv2_plan_and_preprocess -d 13 -c 3d_fullres -np 2 -npfp 2 --verify_dataset_integrity
-once configure autosam2 configure 13 --base 3d_fullres --name small --patch-size 64 80 80 --batch-size 2 \
+once configure autosam2 configure 13 --base 3d_fullres --name small --patch-size 48 64 64 --batch-size 2 \
     sam2_checkpoint=random sam2_image_size=256 sam2_chunk_size=64 initial_lr=1e-3 \
-    num_epochs=10 num_iterations_per_epoch=25 num_val_iterations_per_epoch=5
+    num_epochs=8 num_iterations_per_epoch=25 num_val_iterations_per_epoch=4
 # Four cases are too few for nnU-Net's five folds: one is held out.
 python - "$nnUNet_preprocessed/$dataset" "$held_out" <<'PYTHON'
 import json, pathlib, sys

@@ -192,17 +192,24 @@ def test_set_mode_switches_between_the_modes(hybrid):
     assert not torch.allclose(sam2_only, whole)
 
 
+@REGIONS_AND_LABELS
 @pytest.mark.parametrize("fusion", ["fixed", "gated"])
-def test_set_mode_moves_the_blends(make_network, fusion):
-    network, volume = decided(make_network(fusion=fusion)).eval(), make_volume()
+@pytest.mark.parametrize(("background", "tumor"), [(0.5, 0.5), (0.9, 0.2), (1.0, 1.0)])
+def test_output_is_the_blend_of_the_probabilities(make_network, region_based, fusion, background, tumor):
+    network = decided(make_network(region_based=region_based, fusion=fusion))
+    network.set_mode(slice_fraction=1, bg_blend=background, tumor_blend=tumor)
+    network.set_deep_supervision(True)
     with torch.no_grad():
-        unet = network.unet(volume).logits[0].softmax(1)
-        network.set_mode(bg_blend=1.0, tumor_blend=1.0)
-        torch.testing.assert_close(network(volume).softmax(1), unet, rtol=0, atol=2e-3)
-        network.set_mode(bg_blend=0.5, tumor_blend=0.5)
-        even = network(volume).softmax(1)
-        network.set_mode(bg_blend=0.9, tumor_blend=0.1)
-        assert not torch.allclose(network(volume).softmax(1), even, atol=1e-2)
+        output = network(make_volume())
+    if region_based:
+        fused, unet, sam2 = (logits.sigmoid() for logits in (output.logits, output.unet[0], output.sam2.logits))
+        expected = tumor * unet + (1 - tumor) * sam2
+    else:
+        fused, unet, sam2 = (logits.softmax(1) for logits in (output.logits, output.unet[0], output.sam2.logits))
+        weight = torch.tensor([background, tumor, tumor]).view(3, 1, 1, 1)
+        expected = F.normalize(weight * unet + (1 - weight) * sam2, p=1, dim=1)
+    # A learned gate starts a thousandth away from 0 and 1, where it could not learn.
+    torch.testing.assert_close(fused, expected, rtol=0, atol=2e-3 if fusion == "gated" else 1e-5)
 
 
 def test_set_mode_changes_the_number_of_points(hybrid):
@@ -359,34 +366,41 @@ def test_state_dict_round_trip(make_network, hybrid, tmp_path):
         assert torch.equal(other(make_volume()), hybrid(make_volume()))
 
 
-def set_foreground_slices(network: AutoSAM2, volume: torch.Tensor, count: int) -> None:
-    """Shifts the only region's logits so that it has a voxel on `count` slices."""
+def opinion(logits: torch.Tensor) -> torch.Tensor:
+    """Of one region or of background and foreground, above 0 where there is foreground."""
+    return logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+
+def make_network_that_sees(make_network, region_based: bool, volume: torch.Tensor, count: int) -> AutoSAM2:
+    """With foreground on `count` of the slices, and SAM2 for all of them."""
+    network = make_network(1 if region_based else 2, region_based=region_based, slice_fraction=1).eval()
     with torch.no_grad():
-        highest = network.unet(volume).logits[0].amax((0, 1, 3, 4)).sort(descending=True).values
+        highest = opinion(network.unet(volume).logits[0]).amax((0, 2, 3)).sort(descending=True).values
         threshold = highest[0] + 1 if count == 0 else (highest[count - 1] + highest[count]) / 2
-        network.unet.decoder.seg_layers["0"].bias -= threshold
+        network.unet.decoder.seg_layers["0"].bias[-1] -= threshold
+    return network
 
 
-@pytest.mark.parametrize("count", [0, 1, 9])
-def test_a_prediction_asks_sam2_only_where_the_unet_sees_something(make_network, count):
-    network, volume = make_network(1, region_based=True, slice_fraction=1).eval(), make_volume()
-    set_foreground_slices(network, volume, count)
+@pytest.mark.parametrize(("region_based", "count"), [(True, 0), (True, 1), (True, 9), (False, 9)])
+def test_a_prediction_asks_sam2_only_where_the_unet_sees_something(make_network, region_based, count):
+    volume = make_volume()
+    network = make_network_that_sees(make_network, region_based, volume, count)
     assert seen_by_sam2(network, volume) == count
     network.set_deep_supervision(True)
     with torch.no_grad():
         output = network(volume)
-    sees = (output.unet[0] > 0).flatten(3).any(3)[0, 0]
+    unet, fused = opinion(output.unet[0])[0], opinion(output.logits)[0]
+    sees = (unet > 0).any(2).any(1)
     assert output.sam2.prompted[0].tolist() == sees.tolist()
     assert sees.sum() == count
-    torch.testing.assert_close(output.logits[:, :, ~sees], output.unet[0][:, :, ~sees], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fused[~sees], unet[~sees], rtol=1e-4, atol=1e-4)
     if count:
-        assert not torch.allclose(output.logits[:, :, sees], output.unet[0][:, :, sees], atol=1e-2)
+        assert not torch.allclose(fused[sees], unet[sees], atol=1e-2)
 
 
 def test_skipping_one_sample_leaves_the_other_alone(make_network):
-    network = make_network(1, region_based=True, slice_fraction=1).eval()
     volume = torch.cat([make_volume(), torch.zeros(1, 2, *SIZE)])
-    set_foreground_slices(network, volume[:1], 4)
+    network = make_network_that_sees(make_network, True, volume[:1], 4)
     with torch.no_grad():
         together = network(volume)
         alone = torch.cat([network(volume[i : i + 1]) for i in range(2)])

@@ -99,6 +99,18 @@ def test_gate_can_close_on_either_side(region_based, bias, winner):
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
 
 
+@MODES
+@pytest.mark.parametrize("bias", [200.0, -200.0])
+def test_a_closed_gate_has_finite_gradients(region_based, bias):
+    fusion, logits = GatedFusion(C), make_logits()
+    torch.nn.init.constant_(fusion.bias, bias)
+    leaves = [value.requires_grad_() for value in logits]
+    fused = fusion(*logits, make_reliability(), [0.5] * C, region_based)
+    fused.square().sum().backward()
+    assert fused.isfinite().all()
+    assert all(leaf.grad.isfinite().all() for leaf in (*leaves, *fusion.parameters()))
+
+
 def test_gate_is_by_class():
     fusion, (unet, sam2) = GatedFusion(C), make_logits()
     with torch.no_grad():

@@ -83,12 +83,11 @@ def test_chunks_change_neither_masks_nor_gradients(inputs, tuning):
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
 
 
-def test_the_mapper_trains_only_with_the_encoder():
-    trains = {
-        tuning: {parameter.requires_grad for parameter in make_branch(sam2_tuning=tuning).mri_to_rgb.parameters()}
-        for tuning in ("frozen", "decoder", "full")
-    }
-    assert trains == {"frozen": {False}, "decoder": {False}, "full": {True}}
+@pytest.mark.parametrize(("tuning", "trains"), [("frozen", False), ("decoder", False), ("full", True)])
+def test_mapper_and_encoder_have_gradients_only_when_the_encoder_is_tuned(inputs, tuning, trains):
+    branch = make_branch(sam2_tuning=tuning)
+    assert {parameter.requires_grad for parameter in branch.mri_to_rgb.parameters()} == {trains}
+    assert branch.encode(inputs[0].requires_grad_()).image.requires_grad == trains
 
 
 def test_bfloat16_is_the_encoders_alone_and_stays_close(branch, inputs):
