@@ -81,7 +81,7 @@ class AutoSAM2Config:
     sam2_tuning: str = "decoder"
     """What trains: nothing of SAM2 (`frozen`), mask decoder and prompt tokens (`decoder`), everything (`full`)."""
     sam2_precision: str = "auto"
-    """Of the image encoder when it runs without gradients. `auto`: bfloat16 where the device has units for it."""
+    """Of the image encoder. `auto`: bfloat16 where the device has units for it."""
     sam2_chunk_size: int = 16
     """Slices that go through the image encoder at once; halved for good when memory runs out."""
 

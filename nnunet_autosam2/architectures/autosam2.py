@@ -76,7 +76,7 @@ class AutoSAM2(nn.Module):
             return self._output(unet.logits[0], unet.logits, None, size)
         slices = self._select_slices(unet.logits[0][:, :, : size[0]])
         masks, prompted = self._ask_sam2(volume, unet, slices)
-        logits = self._fuse(unet.logits[0], masks, locate(slices, volume.shape[2]))
+        logits = self._fuse(unet.logits[0], masks, locate(slices, prompted, volume.shape[2]))
         return self._output(logits, unet.logits, self._sam2_masks(masks, slices, prompted), size)
 
     def _foreground(self, logits: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class AutoSAM2(nn.Module):
         return SliceMasks(regions, scores, torch.zeros_like(scores), points, labels)
 
     def _fuse(self, unet: Tensor, masks: SliceMasks, positions: SlicePositions) -> Tensor:
-        """Beyond the outermost processed slices there is nothing to interpolate, and the UNet stands alone."""
+        """Where SAM2's masks do not reach, the UNet stands alone."""
         with torch.autocast(unet.device.type, enabled=False):
             unet = unet.float()
             fused = sam2 = self._with_background(reconstruct(masks.logits, positions))

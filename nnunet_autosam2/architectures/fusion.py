@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.log_odds import one_versus_rest
+
 CLOSEST_BLEND = 1e-3
 """A learned gate starts at least this far from 0 and 1, where its gradient would vanish."""
 
@@ -75,16 +77,18 @@ class GatedFusion(nn.Module):
         region_based: bool,
     ) -> Tensor:
         """As FixedFusion; the blends are where the gate starts."""
-        gate = self.gate(unet, sam2, reliability, blends)
+        gate = self.gate(unet, sam2, reliability, blends, region_based)
         return blend(unet, sam2, F.logsigmoid(gate), F.logsigmoid(-gate), region_based)
 
-    def gate(self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float]) -> Tensor:
+    def gate(
+        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+    ) -> Tensor:
         """Logit of the UNet's weight, [B, C, D, H, W]."""
         start = _per_class(unet, blends).clamp(CLOSEST_BLEND, 1 - CLOSEST_BLEND).logit()
         gate = start + self.bias.view(1, -1, 1, 1, 1)
         for weight, score in zip(self.reliability_weight, reliability, strict=True):
             gate = gate + (weight[:, None] * score.detach())[..., None, None]
-        u, m = unet.detach(), sam2.detach()
+        u, m = (x.detach() if region_based else one_versus_rest(x.detach()) for x in (unet, sam2))
         for weight, opinion in zip(
             self.opinion_weight, (_vote(u), _vote(m), _certainty(u), _certainty(m)), strict=True
         ):

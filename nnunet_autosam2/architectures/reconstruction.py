@@ -8,18 +8,23 @@ from torch.nn import functional as F
 
 
 class SlicePositions(NamedTuple):
-    """How every slice of a volume relates to the K slices that SAM2 has seen."""
+    """How every slice of a volume relates to the K slices that were selected for SAM2."""
 
     weights: Tensor
-    """[B, D, K], linear interpolation between the nearest processed slices; rows sum to 1"""
+    """[B, D, K], linear interpolation between the nearest selected slices; rows sum to 1"""
     covered: Tensor
-    """[B, D], False beyond the outermost processed slices, where there is nothing to interpolate"""
+    """[B, D], False beyond the outermost selected slices, and where none of the nearest was shown to SAM2"""
     distance: Tensor
-    """[B, D], slices to the nearest processed one"""
+    """[B, D], slices to the nearest selected one"""
 
 
-def locate(slices: Tensor, depth: int) -> SlicePositions:
-    """[B, K] ascending positions → the position of every one of `depth` slices among them."""
+def locate(slices: Tensor, prompted: Tensor, depth: int) -> SlicePositions:
+    """The position of every one of `depth` slices among the selected ones.
+
+    Args:
+        slices: [B, K], ascending.
+        prompted: [B, K], which of them SAM2 was asked about.
+    """
     batch, count = slices.shape
     every = torch.arange(depth, device=slices.device).expand(batch, depth).contiguous()
     below = (torch.searchsorted(slices, every, right=True) - 1).clamp(0, count - 1)
@@ -27,7 +32,8 @@ def locate(slices: Tensor, depth: int) -> SlicePositions:
     lower, upper = slices.gather(1, below), slices.gather(1, above)
     fraction = ((every - lower) / (upper - lower).clamp(min=1)).clamp(0, 1)
     weights = F.one_hot(below, count) * (1 - fraction)[..., None] + F.one_hot(above, count) * fraction[..., None]
-    covered = (every >= slices[:, :1]) & (every <= slices[:, -1:])
+    within = (every >= slices[:, :1]) & (every <= slices[:, -1:])
+    covered = within & (weights @ prompted[..., None].to(weights.dtype) > 0)[..., 0]
     distance = torch.minimum((every - lower).abs(), (upper - every).abs())
     return SlicePositions(weights, covered, distance)
 

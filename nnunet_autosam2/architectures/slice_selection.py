@@ -44,12 +44,12 @@ def slice_information(probabilities: Tensor) -> Tensor:
     """
     p = probabilities.float()
     entropy = torch.special.entr(p) + torch.special.entr(1 - p)
-    mass = p.amax(1).mean((-1, -2)).double()
-    uncertainty = entropy.amax(1).mean((-1, -2)).double() / math.log(2)
+    mass = p.amax(1).mean((-1, -2))
+    uncertainty = entropy.amax(1).mean((-1, -2)) / math.log(2)
     information = mass + uncertainty
     information = information - information.amin(1, keepdim=True)
     depth = p.shape[2]
-    offset = torch.linspace(-0.5, 0.5, depth, dtype=torch.float64, device=p.device) / PRIOR_WIDTH
+    offset = torch.linspace(-0.5, 0.5, depth, device=p.device) / PRIOR_WIDTH
     return information + EMPTY_SLICE_INFORMATION * torch.exp(-0.5 * offset**2)
 
 

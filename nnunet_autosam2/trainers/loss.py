@@ -10,6 +10,7 @@ from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.log_odds import one_versus_rest
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
@@ -212,15 +213,3 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Σ weights · values / Σ weights, with weights broadcast to values; 0 where all weights are 0."""
     total = weights.expand_as(values).sum()
     return (weights * values).sum() / total.clamp_min(torch.finfo(total.dtype).tiny)
-
-
-def one_versus_rest(logits: Tensor) -> Tensor:
-    """Logits `[B, C, ...]` whose sigmoid is the softmax of `logits` over dimension 1: log(p / (1 - p)).
-
-    1 - p loses its digits where p is close to 1, as only the greatest class can be: it gets the others' sum.
-    """
-    log_p = logits.log_softmax(1)
-    greatest = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, log_p.argmax(1, keepdim=True), True)
-    log_rest_of_greatest = log_p.masked_fill(greatest, -torch.inf).logsumexp(1, keepdim=True)
-    log_rest_of_others = torch.log1p(-log_p.exp().masked_fill(greatest, 0))
-    return log_p - torch.where(greatest, log_rest_of_greatest, log_rest_of_others)

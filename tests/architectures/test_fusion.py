@@ -125,7 +125,7 @@ def test_gate_is_by_class():
 def test_gate_can_follow_each_kind_of_reliability(field):
     fusion, (unet, sam2), reliability = GatedFusion(C), make_logits(), make_reliability()
     torch.nn.init.constant_(fusion.reliability_weight[field], -2.0)
-    gate = fusion.gate(unet, sam2, reliability, [0.5] * C)
+    gate = fusion.gate(unet, sam2, reliability, [0.5] * C, region_based=True)
     expected = -2 * reliability[field][..., None, None].expand_as(gate)
     torch.testing.assert_close(gate, expected)
 
@@ -139,13 +139,22 @@ def test_every_weight_of_the_gate_learns_from_the_first_step(region_based, scale
     assert all((parameter.grad.isfinite() & (parameter.grad != 0)).all() for parameter in fusion.parameters())
 
 
-def test_what_the_gate_looks_at_gets_no_gradient_from_it():
+@MODES
+def test_what_the_gate_looks_at_gets_no_gradient_from_it(region_based):
     fusion = GatedFusion(C)
     for parameter in fusion.parameters():
         torch.nn.init.ones_(parameter)
     inputs = [*make_logits(), *make_reliability()]
     for value in inputs:
         value.requires_grad_()
-    gate = fusion.gate(*inputs[:2], Reliability(*inputs[2:]), [0.5] * C)
+    gate = fusion.gate(*inputs[:2], Reliability(*inputs[2:]), [0.5] * C, region_based)
     gate.sum().backward()
     assert all(value.grad is None for value in inputs)
+
+
+def test_in_label_mode_the_gate_does_not_see_a_constant_that_no_softmax_sees():
+    fusion, (unet, sam2), reliability = GatedFusion(C), make_logits(), make_reliability()
+    torch.nn.init.ones_(fusion.opinion_weight)
+    gate = fusion.gate(unet, sam2, reliability, [0.5] * C, region_based=False)
+    shifted = fusion.gate(unet + 7, sam2 - 3, reliability, [0.5] * C, region_based=False)
+    torch.testing.assert_close(shifted, gate, atol=1e-4, rtol=1e-4)

@@ -6,11 +6,12 @@ from nnunet_autosam2.architectures.reconstruction import locate, reconstruct
 
 DEPTH = 12
 SLICES = torch.tensor([[0, 3, 4, 11], [2, 5, 7, 8]])
+ALL = torch.ones_like(SLICES, dtype=torch.bool)
 
 
 def test_between_slices_it_is_linear_interpolation():
     values = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
-    volume = reconstruct(values, locate(SLICES, DEPTH))
+    volume = reconstruct(values, locate(SLICES, ALL, DEPTH))
     assert volume.shape == (2, 3, DEPTH, 5, 6)
     for index in np.ndindex(2, 3, 5, 6):
         b, r, y, x = index
@@ -20,33 +21,40 @@ def test_between_slices_it_is_linear_interpolation():
 
 def test_processed_slices_come_back_exactly():
     values = torch.randn(2, 3, 4, 5, 6)
-    volume = reconstruct(values, locate(SLICES, DEPTH))
+    volume = reconstruct(values, locate(SLICES, ALL, DEPTH))
     for b in range(2):
         assert torch.equal(volume[b, :, SLICES[b]], values[b])
 
 
 @pytest.mark.parametrize("slices", [SLICES, torch.tensor([[0], [11]]), torch.arange(DEPTH)[None]])
 def test_covered_and_distance_as_plain_loops_find_them(slices):
-    positions = locate(slices, DEPTH)
+    positions = locate(slices, torch.ones_like(slices, dtype=torch.bool), DEPTH)
     for b, chosen in enumerate(slices.tolist()):
         assert positions.covered[b].tolist() == [chosen[0] <= d <= chosen[-1] for d in range(DEPTH)]
         assert positions.distance[b].tolist() == [min(abs(d - s) for s in chosen) for d in range(DEPTH)]
 
 
+def test_between_two_slices_that_sam2_was_not_asked_about_nothing_is_covered():
+    prompted = torch.tensor([[False, False, True, False], [False, False, False, False]])
+    covered = locate(SLICES, prompted, DEPTH).covered
+    assert covered[0].nonzero().flatten().tolist() == list(range(4, 11))
+    assert not covered[1].any()
+
+
 @pytest.mark.parametrize("only", [0, 5, DEPTH - 1])
 def test_a_single_slice_covers_itself(only):
-    positions = locate(torch.tensor([[only]]), DEPTH)
+    positions = locate(torch.tensor([[only]]), torch.tensor([[True]]), DEPTH)
     assert positions.covered[0].nonzero().flatten().tolist() == [only]
     assert torch.equal(positions.weights, torch.ones(1, DEPTH, 1))
 
 
 def test_one_slice_volume():
-    positions = locate(torch.tensor([[0]]), 1)
+    positions = locate(torch.tensor([[0]]), torch.tensor([[True]]), 1)
     assert reconstruct(torch.tensor([[[7.0]]]), positions).tolist() == [[[7.0]]]
     assert positions.covered.all()
 
 
 def test_scores_without_pixels_and_their_gradient():
     scores = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
-    positions = locate(SLICES, DEPTH)
+    positions = locate(SLICES, ALL, DEPTH)
     assert torch.autograd.gradcheck(lambda s: reconstruct(s, positions), scores)

@@ -18,7 +18,6 @@ from nnunet_autosam2.trainers.loss import (
     WeightedBCEDiceLoss,
     iou_loss,
     object_loss,
-    one_versus_rest,
 )
 
 B, C, SIZE = 2, 3, (4, 6, 5)
@@ -182,24 +181,6 @@ def test_huge_logits_give_finite_losses_and_gradients_that_point_down(region_bas
     assert gradient.isfinite().all()
     truth = target if region_based else one_hot(target).bool()
     assert gradient[truth & (logits < 0)].max() < 0
-
-
-def test_one_versus_rest_is_the_softmax_as_a_sigmoid():
-    logits = make_logits().double()
-    torch.testing.assert_close(one_versus_rest(logits).sigmoid(), logits.softmax(1))
-    ties = torch.zeros(1, C, 2)
-    torch.testing.assert_close(one_versus_rest(ties).sigmoid(), ties.softmax(1))
-
-
-@pytest.mark.parametrize("difference", [0.0, 1e-3, 20.0, 200.0, 2e4])
-def test_one_versus_rest_of_two_classes_is_their_difference(difference):
-    logits = torch.tensor([[difference, 0.0]])
-    torch.testing.assert_close(one_versus_rest(logits), torch.tensor([[difference, -difference]]))
-
-
-def test_one_versus_rest_has_the_right_gradient():
-    logits = torch.randn(2, C, 4, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(one_versus_rest, logits)
 
 
 def test_wrong_number_of_class_weights_names_key_and_numbers():

@@ -1,0 +1,16 @@
+"""Logits of exclusive labels in the terms of regions: each class against all others."""
+
+import torch
+from torch import Tensor
+
+
+def one_versus_rest(logits: Tensor) -> Tensor:
+    """Logits `[B, C, ...]` whose sigmoid is the softmax of `logits` over dimension 1: log(p / (1 - p)).
+
+    1 - p loses its digits where p is close to 1, as only the greatest class can be: it gets the others' sum.
+    """
+    log_p = logits.log_softmax(1)
+    greatest = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, log_p.argmax(1, keepdim=True), True)
+    log_rest_of_greatest = log_p.masked_fill(greatest, -torch.inf).logsumexp(1, keepdim=True)
+    log_rest_of_others = torch.log1p(-log_p.exp().masked_fill(greatest, 0))
+    return log_p - torch.where(greatest, log_rest_of_greatest, log_rest_of_others)
