@@ -1,6 +1,7 @@
 # Everything runs from here on a machine that has Python 3.10 to 3.13 and a network: `make demo`, `make test`.
 PYTHON ?= python3
 VENV := .venv
+PROCESSES ?= 2
 BIN := $(CURDIR)/$(VENV)/bin
 SOURCES := setup.py pyproject.toml README.md $(shell git ls-files nnunet_autosam2 dataset_conversion overlay)
 
@@ -25,10 +26,11 @@ $(VENV)/bin/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 
-# Not editable: nnU-Net finds the trainer only in an installed copy. A stale build/ would end up in it.
+# Not editable: nnU-Net finds the trainer only in an installed copy. A stale build/ would end up in it. Bytecode,
+# because nnU-Net starts many processes, each of which would compile torch where Python must not write it itself.
 $(VENV)/installed: $(VENV)/bin/uv $(SOURCES)
 	rm -rf build
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --reinstall-package nnunet-autosam2 ".[test]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --reinstall-package nnunet-autosam2 ".[test]"
 	rm -rf build
 	touch $@
 
@@ -45,7 +47,7 @@ format: install
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadgroup
 
 clean:
 	rm -rf $(VENV) build demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache
