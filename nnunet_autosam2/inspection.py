@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+from nnunet_autosam2.dataset_conversion.nifti import read_volume
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 from nnunet_autosam2.visualization import draw, look_inside
 
@@ -29,12 +30,15 @@ def show_case(
     """Writes a PNG to `output`; returns the slices of the patch that it shows.
 
     Raises:
-        DatasetError: a file is missing, or there are not as many images as the model has channels.
+        DatasetError: a file is missing or unreadable, or there are not as many images as the model has channels.
         ConfigurationError: the model is not a hybrid of AutoSAM2.
     """
-    for path in (*images, model / f"fold_{fold}" / checkpoint, *([truth] if truth else [])):
+    volumes = [*images, truth] if truth else list(images)
+    for path in (*volumes, model / "plans.json", model / "dataset.json", model / f"fold_{fold}" / checkpoint):
         if not path.is_file():
             raise DatasetError(f"{path} does not exist.")
+    if not output.absolute().parent.is_dir():
+        raise DatasetError(f"{output.absolute().parent} is not a folder: make it first, or give another --output.")
     predictor = nnUNetPredictor(use_mirroring=False, device=torch.device(device), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), [fold], checkpoint)
     network = predictor.network
@@ -43,6 +47,9 @@ def show_case(
     channels = len(predictor.dataset_json["channel_names"])
     if len(images) != channels:
         raise DatasetError(f"{len(images)} images are given, {model} needs one for each of {channels} channels.")
+    if predictor.dataset_json["file_ending"].startswith(".nii"):
+        for path in volumes:
+            read_volume(path)
 
     preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
     data, segmentation, _ = preprocessor.run_case(

@@ -100,10 +100,17 @@ def test_show_draws_the_inside_of_the_network(planned, trained: Path, images: Pa
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_show_refuses_a_missing_file_and_a_wrong_number_of_channels(planned, trained: Path, images: Path) -> None:
+def test_show_refuses_what_it_cannot_use(planned, trained: Path, images: Path, tmp_path: Path) -> None:
     channels = sorted(images.glob("phantom_001_*.nii.gz"))
-    output = planned.run("autosam2", "show", images / "nothing.nii.gz", "-m", trained, expected=1)
-    assert "nothing.nii.gz does not exist" in output
-    output = planned.run("autosam2", "show", channels[0], "-m", trained, expected=1)
-    assert "4 channels" in output
-    assert "Traceback" not in output
+    broken = tmp_path / "broken_0003.nii.gz"
+    broken.write_bytes(channels[3].read_bytes()[:2000])
+    picture = tmp_path / "inside.png"
+    for files, message in (
+        ([images / "nothing.nii.gz"], "nothing.nii.gz does not exist"),
+        (channels[:1], "4 channels"),
+        ([*channels[:3], broken], "broken_0003.nii.gz cannot be read"),
+    ):
+        output = planned.run("autosam2", "show", *files, "-m", trained, "-o", picture, expected=1)
+        assert message in output
+        assert "Traceback" not in output
+        assert not picture.exists()

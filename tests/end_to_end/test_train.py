@@ -111,8 +111,11 @@ def test_early_stopping_ends_the_run_with_the_best_weights_and_stays_ended(plann
     assert checkpoint(folder / "checkpoint_final.pth")["logging"]["ema_fg_dice"] == history
 
 
-@pytest.mark.parametrize("trainer", ["nnUNetTrainerAutoSAM2_UNetOnly", "nnUNetTrainerAutoSAM2_SAM2Only"])
-def test_other_modes_train_and_predict(planned, images: Path, tmp_path: Path, trainer: str) -> None:
+@pytest.mark.parametrize(
+    "trainer",
+    ["nnUNetTrainerAutoSAM2_UNetOnly", "nnUNetTrainerAutoSAM2_SAM2Only", "nnUNetTrainerAutoSAM2_TestRun"],
+)
+def test_variants_train_and_predict(planned, images: Path, tmp_path: Path, trainer: str) -> None:
     planned.run(*TRAIN, "tiny", "1", "-tr", trainer, *CPU)
     planned.run(
         "nnUNetv2_predict", "-d", "900", "-c", "tiny", "-tr", trainer, "-f", "1", *CPU,
