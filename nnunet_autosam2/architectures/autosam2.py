@@ -62,7 +62,8 @@ class AutoSAM2(nn.Module):
         self.sam2_branch: SAM2Branch | None = None
         self.fusion: FixedFusion | GatedFusion | None = None
         if self.config.uses_sam2:
-            self.sam2_branch = SAM2Branch(in_channels, self.unet.middle_channels, self.config)
+            num_regions = num_classes if self.config.region_based else num_classes - 1
+            self.sam2_branch = SAM2Branch(in_channels, self.unet.middle_channels, num_regions, self.config)
             if self.config.enable_unet_decoder:
                 self.fusion = GatedFusion(num_classes) if self.config.fusion == "gated" else FixedFusion()
         self.sam2_has_weights = False

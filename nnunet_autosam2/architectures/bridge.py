@@ -38,10 +38,12 @@ class SpatialAttention(nn.Module):
 class Bridge(nn.Module):
     """Attention, two convolutions with GroupNorm and a residual: the dense prompt, as AutoSAM learns it.
 
-    Through this path the mask decoder's gradient trains the UNet (Shaharabany et al., AutoSAM, 2023).
+    Through this path the mask decoder's gradient trains the UNet (Shaharabany et al., AutoSAM, 2023). A learned
+    embedding tells the decoder which region is asked for, which points and box alone may not where one region
+    almost fills another; it starts at zero.
     """
 
-    def __init__(self, in_channels: int, embedding_size: int) -> None:
+    def __init__(self, in_channels: int, num_regions: int, embedding_size: int) -> None:
         super().__init__()
         self.embedding_size = embedding_size
         self.attention = nn.Sequential(ChannelAttention(in_channels), SpatialAttention())
@@ -54,10 +56,12 @@ class Bridge(nn.Module):
         )
         self.residual = nn.Conv2d(in_channels, EMBEDDING_CHANNELS, 1)
         self.scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
+        self.region_embedding = nn.Parameter(torch.zeros(num_regions, EMBEDDING_CHANNELS))
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, F, H / 4, W / 4] → [N, 256, E, E], to be added to SAM2's own dense prompt."""
+        """[N, F, H / 4, W / 4] → [N, R, 256, E, E], to be added to SAM2's own dense prompt."""
         x = self.attention(features)
         x = self.scale * (self.convolutions(x) + self.residual(x))
         size = (self.embedding_size, self.embedding_size)
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return x[:, None] + self.region_embedding[:, :, None, None]

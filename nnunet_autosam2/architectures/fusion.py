@@ -12,6 +12,8 @@ from nnunet_autosam2.architectures.log_odds import one_versus_rest
 
 CLOSEST_BLEND = 1e-3
 """A learned gate starts at least this far from 0 and 1, where its gradient would vanish."""
+PACE = 10
+"""A gate has eight numbers a class and has to follow how good both networks are by now: it learns this much faster."""
 
 
 class Reliability(NamedTuple):
@@ -85,15 +87,15 @@ class GatedFusion(nn.Module):
     ) -> Tensor:
         """Logit of the UNet's weight, [B, C, D, H, W]."""
         start = _per_class(unet, blends).clamp(CLOSEST_BLEND, 1 - CLOSEST_BLEND).logit()
-        gate = start + self.bias.view(1, -1, 1, 1, 1)
+        learned = self.bias.view(1, -1, 1, 1, 1)
         for weight, score in zip(self.reliability_weight, reliability, strict=True):
-            gate = gate + (weight[:, None] * score.detach())[..., None, None]
+            learned = learned + (weight[:, None] * score.detach())[..., None, None]
         u, m = (x.detach() if region_based else one_versus_rest(x.detach()) for x in (unet, sam2))
         for weight, opinion in zip(
             self.opinion_weight, (_vote(u), _vote(m), _certainty(u), _certainty(m)), strict=True
         ):
-            gate = gate + weight.view(-1, 1, 1, 1) * opinion
-        return gate
+            learned = learned + weight.view(-1, 1, 1, 1) * opinion
+        return start + PACE * learned
 
 
 def _per_class(logits: Tensor, blends: Sequence[float]) -> Tensor:

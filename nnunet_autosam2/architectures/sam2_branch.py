@@ -39,12 +39,12 @@ class SAM2Branch(nn.Module):
     The image encoder runs once a slice, whatever the number of regions; without gradients unless it is tuned.
     """
 
-    def __init__(self, in_channels: int, middle_channels: int, config: AutoSAM2Config) -> None:
+    def __init__(self, in_channels: int, middle_channels: int, num_regions: int, config: AutoSAM2Config) -> None:
         super().__init__()
         self.sam2 = SAM2(config.sam2_model, config.sam2_image_size, config.sam2_tuning)
         rgb_channels = config.rgb_channels or tuple(i % in_channels for i in range(3))
         self.mri_to_rgb = MRIToRGB(in_channels, rgb_channels, config.sam2_image_size)
-        self.bridge = Bridge(middle_channels, self.sam2.embedding_size)
+        self.bridge = Bridge(middle_channels, num_regions, self.sam2.embedding_size)
         self.encoder_trains = config.sam2_tuning == "full"
         self.mri_to_rgb.requires_grad_(self.encoder_trains)
         self.precision = config.sam2_precision
@@ -93,7 +93,7 @@ class SAM2Branch(nn.Module):
     def _decode_chunk(
         self, image: Tensor, fine: Tensor, middle: Tensor, points: Tensor, labels: Tensor, dense: Tensor
     ) -> MaskPrediction:
-        """As SAM2.decode, with the regions in dimension 1 of prompts and result."""
+        """As SAM2.decode, with the regions in dimension 1 of points, labels, dense prompts and result."""
         regions = labels.shape[1]
 
         def repeated(x: Tensor) -> Tensor:
@@ -103,6 +103,6 @@ class SAM2Branch(nn.Module):
             ImageEmbeddings(repeated(image), repeated(fine), repeated(middle)),
             points.flatten(0, 1),
             labels.flatten(0, 1),
-            repeated(dense),
+            dense.flatten(0, 1),
         )
         return MaskPrediction(*(values.unflatten(0, (-1, regions)) for values in masks))

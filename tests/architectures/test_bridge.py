@@ -7,13 +7,14 @@ from nnunet_autosam2.architectures.bridge import Bridge, ChannelAttention, Spati
 @pytest.fixture
 def bridge() -> Bridge:
     torch.manual_seed(0)
-    return Bridge(32, embedding_size=8)
+    return Bridge(32, num_regions=3, embedding_size=8)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (20, 12), (3, 5), (1, 1)])
 @pytest.mark.parametrize("channels", [32, 64])
 def test_features_of_any_size_become_a_dense_prompt(size, channels):
-    assert Bridge(channels, embedding_size=8)(torch.randn(3, channels, *size)).shape == (3, 256, 8, 8)
+    bridge = Bridge(channels, num_regions=2, embedding_size=8)
+    assert bridge(torch.randn(3, channels, *size)).shape == (3, 2, 256, 8, 8)
 
 
 def test_gradient_reaches_the_features_and_every_parameter(bridge):
@@ -33,7 +34,17 @@ def test_has_a_residual_beside_the_convolutions(bridge):
         bridge.convolutions[-1].weight.zero_()
         bridge.convolutions[-1].bias.zero_()
     features = torch.randn(1, 32, 8, 8)
-    torch.testing.assert_close(bridge(features), bridge.scale * bridge.residual(bridge.attention(features)))
+    expected = bridge.scale * bridge.residual(bridge.attention(features))
+    torch.testing.assert_close(bridge(features), expected[:, None].expand(-1, 3, -1, -1, -1))
+
+
+def test_regions_differ_by_their_embedding_alone_and_start_equal(bridge):
+    features = torch.randn(2, 32, 8, 8)
+    start = bridge(features)
+    assert torch.equal(start[:, 0], start[:, 1])
+    torch.nn.init.normal_(bridge.region_embedding)
+    difference = bridge(features) - start
+    torch.testing.assert_close(difference, bridge.region_embedding[:, :, None, None].expand_as(difference))
 
 
 def test_slices_do_not_see_each_other(bridge):

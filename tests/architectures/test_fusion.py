@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.fusion import FixedFusion, GatedFusion, Reliability, blend
+from nnunet_autosam2.architectures.fusion import PACE, FixedFusion, GatedFusion, Reliability, blend
 
 C, SIZE = 3, (4, 5, 6)
 MODES = pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
@@ -126,7 +126,7 @@ def test_gate_can_follow_each_kind_of_reliability(field):
     fusion, (unet, sam2), reliability = GatedFusion(C), make_logits(), make_reliability()
     torch.nn.init.constant_(fusion.reliability_weight[field], -2.0)
     gate = fusion.gate(unet, sam2, reliability, [0.5] * C, region_based=True)
-    expected = -2 * reliability[field][..., None, None].expand_as(gate)
+    expected = -2 * PACE * reliability[field][..., None, None].expand_as(gate)
     torch.testing.assert_close(gate, expected)
 
 

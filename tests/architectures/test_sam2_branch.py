@@ -12,7 +12,9 @@ N, R, H, W = 3, 2, 40, 56
 def make_branch(**parameters) -> SAM2Branch:
     torch.manual_seed(0)
     small = {"sam2_image_size": 64, "sam2_precision": "float32"}
-    return SAM2Branch(in_channels=2, middle_channels=32, config=AutoSAM2Config(**{**small, **parameters}))
+    return SAM2Branch(
+        in_channels=2, middle_channels=32, num_regions=R, config=AutoSAM2Config(**{**small, **parameters})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_each_mask_is_sam2s_answer_to_its_own_slice_and_prompt(branch, inputs):
         for r in range(R):
             points, labels = generate_prompts(probabilities[n, r][None], 10, 3)
             in_pixels = points * torch.tensor([64 / W, 64 / H])  # x goes with the width
-            alone = branch.sam2.decode(embeddings, in_pixels, labels, dense[n : n + 1])
+            alone = branch.sam2.decode(embeddings, in_pixels, labels, dense[n, r][None])
             logits = F.interpolate(alone.logits[:, None], size=(H, W), mode="bilinear", align_corners=False)
             torch.testing.assert_close(masks.logits[n, r], logits[0, 0], rtol=0, atol=1e-4)
             torch.testing.assert_close(masks.predicted_iou[n, r], alone.predicted_iou[0], rtol=0, atol=1e-5)
