@@ -47,7 +47,7 @@ for trainer in nnUNetTrainerAutoSAM2_UNetOnly nnUNetTrainerAutoSAM2; do
 done
 for trainer in nnUNetTrainerAutoSAM2_UNetOnly nnUNetTrainerAutoSAM2; do
     model="$nnUNet_results/$dataset/${trainer}__nnUNetPlans__small"
-    predict=(nnUNetv2_predict -d 13 -c small -tr "$trainer" -f 0 -device "$device" -npp 1 -nps 1 --disable_tta)
+    predict=(nnUNetv2_predict -d 13 -c small -tr "$trainer" -f 0 -device "$device" -npp 1 -nps 1 --disable_tta -step_size 0.75)
     once "predict_$trainer" "${predict[@]}" -i "$nnUNet_raw/$dataset/imagesTr" -o "$output/predicted/$trainer"
     once "evaluate_$trainer" nnUNetv2_evaluate_folder "$nnUNet_raw/$dataset/labelsTr" "$output/predicted/$trainer" \
         -djfile "$model/dataset.json" -pfile "$model/plans.json" -np 2
