@@ -1,7 +1,6 @@
 # Everything runs from here on a machine that has Python 3.10 to 3.13 and a network: `make demo`, `make test`.
 PYTHON ?= python3
 VENV := .venv
-PROCESSES ?= 2
 BIN := $(CURDIR)/$(VENV)/bin
 SOURCES := setup.py pyproject.toml README.md $(shell git ls-files nnunet_autosam2 dataset_conversion overlay)
 
@@ -12,7 +11,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-units test-end-to-end lint format clean
 
 help:
 	@echo "make demo    phantom data, training, prediction, evaluation and a picture in demo_output/ (minutes, no download)"
@@ -46,8 +45,15 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Side by side: the commands of nnU-Net mostly start processes and wait for them.
 test: lint
-	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadgroup
+	$(MAKE) --jobs 2 test-units test-end-to-end
+
+test-units:
+	$(BIN)/pytest -m "not end_to_end"
+
+test-end-to-end:
+	$(BIN)/pytest -m end_to_end
 
 clean:
 	rm -rf $(VENV) build demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache

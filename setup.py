@@ -36,6 +36,6 @@ setup(
         "scipy>=1.11,<2",
         "tqdm>=4.66,<5",
     ],
-    extras_require={"test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "mypy>=1.18,<3"]},
+    extras_require={"test": ["pytest>=8,<10", "ruff>=0.14,<1", "mypy>=1.18,<3"]},
     entry_points={"console_scripts": ["autosam2=nnunet_autosam2.cli.main:main"]},
 )
