@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
-from torch import Tensor, nn
 
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 ENVIRONMENT_VARIABLE = "AUTOSAM2_SAM2_WEIGHTS"
 HUB_TIMEOUT = 5  # seconds
@@ -33,9 +34,20 @@ VIDEO_MEMORY = frozenset(
         "obj_ptr_tpos_proj",
     }
 )
-"""Parts of SAM2 that track objects through a video; AutoSAM2 looks at single slices without them."""
+"""Parts of SAM2 that track objects through a video; single slices do without them."""
+ONLY_IN_2_1 = frozenset({"no_obj_embed_spatial", "obj_ptr_tpos_proj"})
+"""Those of them that SAM 2 lacks and SAM 2.1 has."""
 ARCHITECTURES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base-plus", (144, 48): "large"}
 """(Width of the patch embedding, number of blocks) of Hiera → size in the model's name."""
+MILLION_PARAMETERS = {"tiny": 39, "small": 46, "base-plus": 81, "large": 224}
+"""Of the whole model, in float32 in the official files"""
+ORIGINS = {
+    "config": "sam2_checkpoint",
+    "environment": f"environment variable {ENVIRONMENT_VARIABLE}",
+    "cache": "local cache of the model hub",
+    "hub": "to be downloaded from the model hub",
+    "random": "random, untrained (sam2_checkpoint=random)",
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +55,12 @@ class WeightsSource:
     """Where the weights are. `path` is None for those that are still on the hub and for random ones."""
 
     kind: str
-    """`config`, `environment`, `cache`, `hub` or `random`"""
-    path: Path | None
-    description: str
+    """A key of ORIGINS"""
+    path: Path | None = None
+
+    @property
+    def description(self) -> str:
+        return f"{self.path} ({ORIGINS[self.kind]})" if self.path else ORIGINS[self.kind]
 
 
 def find(config: AutoSAM2Config) -> WeightsSource:
@@ -54,24 +69,39 @@ def find(config: AutoSAM2Config) -> WeightsSource:
     Raises:
         WeightsError: the file or folder that the configuration or the environment names does not serve.
     """
-    repository, filename = _hub_file(config)
     if config.sam2_checkpoint == "random":
-        return WeightsSource("random", None, "random, untrained (sam2_checkpoint=random)")
+        return WeightsSource("random")
     if config.sam2_checkpoint != "auto":
         path = Path(config.sam2_checkpoint).expanduser()
         if not path.is_file():
             raise WeightsError(f"sam2_checkpoint = {path} is not a file. {_remedies(config)}")
-        return WeightsSource("config", path, f"{path} (sam2_checkpoint)")
+        return WeightsSource("config", path)
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
         path = Path(named).expanduser()
-        path = path / filename if path.is_dir() else path
+        path = path / hub_file(config.sam2_model)[1] if path.is_dir() else path
         if not path.is_file():
             raise WeightsError(f"{ENVIRONMENT_VARIABLE}={named}: {path} is not a file. {_remedies(config)}")
-        return WeightsSource("environment", path, f"{path} (environment variable {ENVIRONMENT_VARIABLE})")
-    cached = try_to_load_from_cache(repository, filename)
-    if isinstance(cached, str):
-        return WeightsSource("cache", Path(cached), f"{cached} (local cache of the model hub)")
-    return WeightsSource("hub", None, f"{hf_hub_url(repository, filename)} (to be downloaded)")
+        return WeightsSource("environment", path)
+    in_cache = cached(config.sam2_model)
+    return WeightsSource("cache", in_cache) if in_cache else WeightsSource("hub")
+
+
+def find_file(config: AutoSAM2Config) -> tuple[Path, str]:
+    """The file on this machine that a training would use, and how it was found.
+
+    Raises:
+        WeightsError: there is none; the message names every way to provide it.
+    """
+    source = find(config)
+    if source.path is None:
+        raise WeightsError(f"No file on this machine: the weights are {source.description}. {_remedies(config)}")
+    return source.path, ORIGINS[source.kind]
+
+
+def cached(model: str) -> Path | None:
+    """The official file in the model hub's local cache, whatever configuration and environment say."""
+    path = try_to_load_from_cache(*hub_file(model))
+    return Path(path) if isinstance(path, str) else None
 
 
 def require_reachable(config: AutoSAM2Config) -> None:
@@ -81,7 +111,7 @@ def require_reachable(config: AutoSAM2Config) -> None:
         WeightsError: no answer within seconds. (`hf_hub_download` alone would try again for half a minute.)
     """
     try:
-        get_hf_file_metadata(hf_hub_url(*_hub_file(config)), timeout=HUB_TIMEOUT)
+        get_hf_file_metadata(hf_hub_url(*hub_file(config.sam2_model)), timeout=HUB_TIMEOUT)
     except Exception as error:  # the hub's HTTP client, and with it the exceptions, differ between versions
         raise _cannot_download(config, error) from error
 
@@ -98,11 +128,20 @@ def locate(config: AutoSAM2Config) -> Path | None:
             "sam2_checkpoint is random: SAM2 starts untrained, which is of use for trying out only.",
             stacklevel=2,
         )
-    if source.kind != "hub":
-        return source.path
+    return download(config) if source.kind == "hub" else source.path
+
+
+def download(config: AutoSAM2Config) -> Path:
+    """Fetches the official file into the model hub's local cache, with the hub's own progress bar on stderr.
+
+    A connection that breaks is taken up where it broke.
+
+    Raises:
+        WeightsError: the hub cannot be reached or does not answer with the file.
+    """
     require_reachable(config)
     try:
-        return Path(hf_hub_download(*_hub_file(config), etag_timeout=HUB_TIMEOUT))
+        return Path(hf_hub_download(*hub_file(config.sam2_model), etag_timeout=HUB_TIMEOUT))
     except Exception as error:
         raise _cannot_download(config, error) from error
 
@@ -114,36 +153,59 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         WeightsError: the file is missing, damaged, of another layout, or holds objects other than tensors,
             which could run code and are never loaded.
     """
+    import torch  # takes seconds, and finding weights does without
+
     expected = 'Expected a SAM2 checkpoint: {"model": {name: tensor}}, written by torch.save.'
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch comments on what it refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist. {expected}") from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}. {expected}") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path} is refused: found objects that could run code. {expected}") from error
-    except Exception as error:  # whatever damaged bytes lead to in torch's unpickler
-        raise WeightsError(f"{path} is truncated or damaged. {expected}") from error
+    except Exception as error:  # whatever other bytes lead to in torch's unpickler
+        raise WeightsError(f"{path} is refused: found {_fault(Path(path), error)}. {expected}") from error
     if not isinstance(content, dict) or "model" not in content:
         found = f"the keys {_first(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise WeightsError(f"{path} is refused: found {found}. {expected}")
     state = content["model"]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not (
+        isinstance(state, dict)
+        and state
+        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
+    ):
         raise WeightsError(f'{path} is refused: "model" does not map names to tensors. {expected}')
     return state
+
+
+def recognise(state: Mapping[str, Tensor]) -> str | None:
+    """The official model that has this architecture, None if there is none.
+
+    SAM 2 and SAM 2.1 differ in their parts for video only; without these, 2.1 is named.
+    """
+    size = _size(state)
+    if size is None:
+        return None
+    parts = _parts(state)
+    is_2_0 = bool(parts & VIDEO_MEMORY) and not parts & ONLY_IN_2_1
+    return f"{'sam2' if is_2_0 else 'sam2.1'}-hiera-{size}"
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Fills `module`, which holds the parts of SAM2 that AutoSAM2 uses under SAM2's own names.
 
-    The parts for video are left out of `state`; everything else has to fit, or nothing is loaded.
+    The parts for video are left out of `state` if the module has none of them; everything else has to fit, or nothing
+    is loaded. Low-rank adapters in the module are not SAM2's and stay as they are.
 
     Raises:
         WeightsError: entries are missing, unknown or of another shape; `path` is named in the message.
     """
-    own = module.state_dict()
-    offered = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in VIDEO_MEMORY}
+    state_of_module = module.state_dict()
+    names = {_official_name(name): name for name in state_of_module if not _is_adapter(name)}
+    own = {official: state_of_module[name] for official, name in names.items()}
+    dropped = VIDEO_MEMORY if VIDEO_MEMORY.isdisjoint(_parts(own)) else frozenset()
+    offered = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in dropped}
     missing = [name for name in own if name not in offered]
     unknown = [name for name in offered if name not in own]
     reshaped = [
@@ -152,33 +214,64 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) 
         if name in offered and own[name].shape != offered[name].shape
     ]
     problems = [
-        f"{len(names)} {kind}: {_first(names)}"
-        for kind, names in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
-        if names
+        f"{len(faults)} {kind}: {_first(faults)}"
+        for kind, faults in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
+        if faults
     ]
     if problems:
-        raise WeightsError(f"{path} does not fit the SAM2 model. {'; '.join(problems)}.{_hint(own, offered)}")
-    module.load_state_dict(offered)
+        raise WeightsError(
+            f"{path} does not fit the SAM2 model: expected {len(own)} entries, found {len(offered)}; "
+            f"{'; '.join(problems)}.{_hint(own, offered, state)}"
+        )
+    module.load_state_dict({names[official]: tensor for official, tensor in offered.items()}, strict=False)
 
 
-def _hub_file(config: AutoSAM2Config) -> tuple[str, str]:
-    """Repository and file name on the model hub, as the sam2 package knows them."""
-    repository = f"facebook/{config.sam2_model}"
-    return repository, HF_MODEL_ID_TO_FILENAMES[repository][1]
+def hub_file(model: str) -> tuple[str, str]:
+    """Repository and file name on the model hub."""
+    return f"facebook/{model}", f"{model.replace('-', '_')}.pt"
 
 
 def _cannot_download(config: AutoSAM2Config, error: Exception) -> WeightsError:
-    url = hf_hub_url(*_hub_file(config))
-    return WeightsError(f"{url} cannot be reached ({type(error).__name__}). {_remedies(config)}")
+    url = hf_hub_url(*hub_file(config.sam2_model))
+    reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]).rstrip(".")
+    return WeightsError(f"{url} cannot be downloaded ({reason}). {_remedies(config)}")
 
 
 def _remedies(config: AutoSAM2Config) -> str:
-    filename = _hub_file(config)[1]
+    model = config.sam2_model
     return (
-        f"Weights of {config.sam2_model} come from the configuration (sam2_checkpoint=FILE), from the "
-        f"environment variable {ENVIRONMENT_VARIABLE} (a file, or a folder that holds {filename}), or from the "
-        "model hub (sam2_checkpoint=auto, needs a network). sam2_checkpoint=random trains without them."
+        f"Weights of {model} come from the configuration (sam2_checkpoint=FILE), from the "
+        f"environment variable {ENVIRONMENT_VARIABLE} (a file, or a folder that holds {hub_file(model)[1]}), or from "
+        f"the model hub (sam2_checkpoint=auto; `autosam2 weights get {model}` needs a network once). "
+        "sam2_checkpoint=random trains without them."
     )
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """What is in a file that torch.load has refused with `error`."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        return "an empty file"
+    if not start.startswith((b"PK", b"\x80")):  # zip, as torch.save writes, and pickle, as it once did
+        return f"a file that torch.save did not write, starting with {start!r}"
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        return f"a pickle that could run code{f' ({named[1]})' if named else ''}, of which nothing was run"
+    return f"a truncated or damaged file of {path.stat().st_size:,} bytes"
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def _is_adapter(name: str) -> bool:
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
+def _official_name(name: str) -> str:
+    """`peft` moves a layer that it adapts to `base_layer`."""
+    return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
 def _first(names: Any) -> str:
@@ -186,11 +279,11 @@ def _first(names: Any) -> str:
     return ", ".join([*shown, "…"] if len(names) > len(shown) else shown)
 
 
-def _hint(own: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> str:
-    size = _size(offered)
-    if size is None or size == _size(own):
+def _hint(own: Mapping[str, Tensor], offered: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    if recognise(offered) in (None, recognise(own)):
         return ""
-    return f" It looks like a {size} model: set sam2_model to sam2.1-hiera-{size} or sam2-hiera-{size}."
+    model = recognise(state)
+    return f" It looks like {model}: set sam2_model to {model}."
 
 
 def _size(state: Mapping[str, Tensor]) -> str | None:

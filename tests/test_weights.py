@@ -1,22 +1,41 @@
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
 from torch import nn
 
 from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
-from nnunet_autosam2.weights import find, load_into, locate, read_checkpoint
+from nnunet_autosam2.weights import (
+    MILLION_PARAMETERS,
+    find,
+    hub_file,
+    load_into,
+    locate,
+    read_checkpoint,
+    recognise,
+)
 
 LAYOUTS = Path(__file__).parents[2] / "shared" / "data" / "sam2_checkpoint_layout"
 TINY = "sam2.1_hiera_tiny.pt"
+TINY_CONFIG = "configs/sam2.1/sam2.1_hiera_t.yaml"
+OFFICIAL = {
+    "sam2.1_hiera_tiny.pt": "sam2.1-hiera-tiny",
+    "sam2.1_hiera_small.pt": "sam2.1-hiera-small",
+    "sam2.1_hiera_base_plus.pt": "sam2.1-hiera-base-plus",
+    "sam2.1_hiera_large.pt": "sam2.1-hiera-large",
+    "medical_sam2_pretrain.pth": "sam2-hiera-tiny",
+}
+"""Checkpoint file → the official model that has its layout"""
 
 
 def used_parts(sam2_config: str) -> nn.Module:
@@ -30,7 +49,13 @@ def used_parts(sam2_config: str) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def tiny() -> nn.Module:
-    return used_parts("configs/sam2.1/sam2.1_hiera_t.yaml")
+    return used_parts(TINY_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def whole_tiny() -> nn.Module:
+    """With the parts for video."""
+    return build_sam2(TINY_CONFIG, device="cpu")
 
 
 def official_state(layout: str, device: str = "cpu") -> dict[str, torch.Tensor]:
@@ -43,6 +68,10 @@ def official_state(layout: str, device: str = "cpu") -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator, device=device) for name, shape in shapes.items()}
 
 
+def random_like(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: torch.randn_like(tensor) for name, tensor in module.state_dict().items()}
+
+
 def saved(path: Path, content) -> Path:
     torch.save(content, path)
     return path
@@ -52,7 +81,7 @@ def saved(path: Path, content) -> Path:
 @pytest.mark.parametrize(
     ("layout", "sam2_config"),
     [
-        ("sam2.1_hiera_tiny.pt", "configs/sam2.1/sam2.1_hiera_t.yaml"),
+        ("sam2.1_hiera_tiny.pt", TINY_CONFIG),
         ("sam2.1_hiera_small.pt", "configs/sam2.1/sam2.1_hiera_s.yaml"),
         ("medical_sam2_pretrain.pth", "configs/sam2/sam2_hiera_t.yaml"),
     ],
@@ -99,6 +128,69 @@ def test_video_memory_is_left_out(tiny):
     load_into(tiny, state, "video.pt")
 
 
+def test_video_memory_is_loaded_where_the_module_has_it(whole_tiny):
+    state = random_like(whole_tiny)
+    load_into(whole_tiny, state, "whole.pt")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in whole_tiny.state_dict().items())
+
+
+def test_a_module_with_video_memory_requires_that_of_its_version(whole_tiny, tiny):
+    before = {name: tensor.clone() for name, tensor in whole_tiny.state_dict().items()}
+    with pytest.raises(WeightsError, match="160 missing: maskmem_tpos_enc"):
+        load_into(whole_tiny, random_like(tiny), "single_slices.pt")
+    of_2_0 = build_sam2("configs/sam2/sam2_hiera_t.yaml", device="cpu")
+    with pytest.raises(WeightsError, match=r"3 missing: no_obj_embed_spatial, .*set sam2_model to sam2-hiera-tiny"):
+        load_into(whole_tiny, random_like(of_2_0), "old.pt")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in whole_tiny.state_dict().items())
+
+
+@pytest.fixture
+def adapted(tiny) -> nn.Module:
+    """With peft's adapters, not zero, in the image encoder's attention."""
+    module = copy.deepcopy(tiny)
+    inject_adapter_in_model(
+        LoraConfig(r=2, target_modules=r".*attn\.(qkv|proj)", init_lora_weights=False), module.image_encoder
+    )
+    return module
+
+
+def test_weights_go_under_the_adapters(adapted, tiny):
+    adapters = {name: tensor.clone() for name, tensor in adapted.state_dict().items() if ".lora_" in name}
+    assert len(adapters) == 48  # two for each of two layers in 12 blocks
+    state = random_like(tiny)
+    load_into(adapted, state, "weights.pt")
+    loaded = adapted.state_dict()
+    assert all(torch.equal(loaded.pop(name), tensor) for name, tensor in adapters.items())
+    assert {name.replace(".base_layer", "") for name in loaded} == set(state)
+    assert all(torch.equal(tensor, state[name.replace(".base_layer", "")]) for name, tensor in loaded.items())
+
+
+def test_entries_under_adapters_are_named_as_in_the_checkpoint(adapted, tiny):
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    state = random_like(tiny)
+    del state["image_encoder.trunk.blocks.0.attn.qkv.weight"]
+    with pytest.raises(WeightsError, match=r"1 missing: image_encoder\.trunk\.blocks\.0\.attn\.qkv\.weight\."):
+        load_into(adapted, state, "odd.pt")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.state_dict().items())
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("layout", OFFICIAL)
+def test_the_model_is_recognised(layout):
+    state = official_state(layout, device="meta")
+    assert recognise(state) == OFFICIAL[layout]
+    state["image_encoder.trunk.patch_embed.proj.weight"] = torch.zeros(100, 3, 7, 7)
+    assert recognise(state) is None
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("layout", OFFICIAL)
+def test_parameters_are_those_of_the_official_file(layout):
+    size = OFFICIAL[layout].partition("-hiera-")[2]
+    parameters = sum(prod(tensor.shape) for tensor in official_state(layout, device="meta").values())
+    assert MILLION_PARAMETERS[size] == round(parameters / 1e6)
+
+
 class Code:
     """Touches a file as soon as it is unpickled."""
 
@@ -110,9 +202,13 @@ class Code:
 
 
 def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path):
-    path = saved(tmp_path / "code.pt", {"model": {"weight": Code(tmp_path / "ran")}})
-    with pytest.raises(WeightsError, match="objects that could run code"):
-        read_checkpoint(path)
+    content = {"model": {"weight": Code(tmp_path / "ran")}}
+    saved(tmp_path / "zip.pt", content)
+    torch.save(content, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(content))
+    for name in ("zip.pt", "legacy.pt", "plain.pt"):
+        with pytest.raises(WeightsError, match=f"{name} is refused: found a pickle that could run code"):
+            read_checkpoint(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
 
@@ -121,6 +217,7 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path):
     [
         ({"state_dict": {}, "epoch": 3}, "found the keys state_dict, epoch"),
         ([torch.zeros(1)], "found a list"),
+        ({"model": {0: torch.zeros(1)}}, "does not map names to tensors"),
         ({"model": {"weight": 3}}, "does not map names to tensors"),
         ({"model": {}}, "does not map names to tensors"),
     ],
@@ -134,9 +231,14 @@ def test_another_layout_is_refused(tmp_path, content, found):
 
 def test_damaged_and_missing_files_are_refused(tmp_path):
     whole = saved(tmp_path / "whole.pt", {"model": {"weight": torch.zeros(1000)}}).read_bytes()
-    for name, data in (("half.pt", whole[: len(whole) // 2]), ("empty.pt", b""), ("text.pt", b"hello " * 99)):
+    half = whole[: len(whole) // 2]
+    for name, data, found in (
+        ("half.pt", half, f"a truncated or damaged file of {len(half):,} bytes"),
+        ("empty.pt", b"", "an empty file"),
+        ("text.pt", b"hello " * 99, "a file that torch.save did not write, starting with b'hello "),
+    ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(WeightsError, match=f"{name} is "):
+        with pytest.raises(WeightsError, match=f"{name} is refused: found {found}"):
             read_checkpoint(tmp_path / name)
     with pytest.raises(WeightsError, match="does not exist"):
         read_checkpoint(tmp_path / "none.pt")
@@ -171,7 +273,9 @@ def test_a_wrong_path_is_an_error_and_nothing_else_is_tried(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("model", SAM2_MODELS)
 def test_every_model_has_its_official_file(tmp_path, monkeypatch, model):
-    official = tmp_path / HF_MODEL_ID_TO_FILENAMES[f"facebook/{model}"][1]
+    repository, filename = hub_file(model)
+    assert HF_MODEL_ID_TO_FILENAMES[repository][1] == filename
+    official = tmp_path / filename
     official.touch()
     monkeypatch.setenv("AUTOSAM2_SAM2_WEIGHTS", str(tmp_path))
     assert find(AutoSAM2Config(sam2_model=model)).path == official
@@ -214,44 +318,16 @@ def test_without_network_the_error_names_every_way(tmp_path):
         assert "\n" not in message
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Serves one file as the model hub does."""
-
-    content = b"weights of SAM2"
-    path_on_hub = f"/facebook/sam2.1-hiera-tiny/resolve/main/{TINY}"
-
-    def do_HEAD(self):
-        self.send_response(200 if self.path == self.path_on_hub else 404)
-        self.send_header("ETag", '"0123abcd"')
-        self.send_header("X-Repo-Commit", "a" * 40)
-        self.send_header("Content-Length", str(len(self.content)))
-        self.end_headers()
-
-    def do_GET(self):
-        self.do_HEAD()
-        self.wfile.write(self.content)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_download_then_local_cache(tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    cache = {"HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    try:
-        downloaded = in_fresh_process(
-            "assert weights.find(AutoSAM2Config()).kind == 'hub'\nprint(weights.locate(AutoSAM2Config()))",
-            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
-            **cache,
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert Path(downloaded).read_bytes() == Hub.content
+def test_download_then_local_cache(tmp_path, hub):
+    downloaded = in_fresh_process(
+        "assert weights.find(AutoSAM2Config()).kind == 'hub'\nprint(weights.locate(AutoSAM2Config()))",
+        HF_HOME=str(tmp_path),
+        **hub.environment,
+    )
+    assert Path(downloaded).read_bytes() == hub.content
     cached = in_fresh_process(
         "assert weights.find(AutoSAM2Config()).kind == 'cache'\nprint(weights.locate(AutoSAM2Config()))",
         HF_HUB_OFFLINE="1",
-        **cache,
+        HF_HOME=str(tmp_path),
     )
     assert cached == downloaded

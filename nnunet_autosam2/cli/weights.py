@@ -1,0 +1,116 @@
+"""`autosam2 weights`: which weights of SAM2 there are, where they are, and whether they fit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from nnunet_autosam2 import weights
+from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config, parse_assignments
+from nnunet_autosam2.errors import WeightsError
+
+DEFAULT = AutoSAM2Config.sam2_model
+
+
+@click.group(short_help="List, get, verify and find the weights of SAM2.")
+def command() -> None:
+    """List, get, verify and find the weights of SAM2."""
+
+
+@command.command("list")
+def list_models() -> None:
+    """List the official models.
+
+    With file and repository on the model hub, parameters, and where the file is on this machine. Uses no network.
+    """
+    header = ("model", "file", "repository", "parameters", "where")
+    rows = [header, *(_row(model) for model in SAM2_MODELS)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@command.command()
+@click.argument("model", default=DEFAULT)
+def get(model: str) -> None:
+    """Download the file of an official model.
+
+    It goes into the model hub's local cache, where a training finds it; its path is printed. MODEL is a name from
+    `autosam2 weights list`, by default the one that a training uses by default.
+    """
+    config = AutoSAM2Config(sam2_model=model)
+    path = weights.cached(model)
+    if path:
+        click.echo(f"{model} is in the {weights.ORIGINS['cache']} already.", err=True)
+    click.echo(path or weights.download(config))
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--model", metavar="NAME", help="Model to check against. Default: the one that FILE looks like.")
+def verify(file: Path | None, model: str | None) -> None:
+    """Check that a file fits its model.
+
+    Every name and shape in FILE, an official or fine-tuned checkpoint of SAM2, has to be that of the model. Without
+    FILE, what `autosam2 weights where` finds is checked against NAME or the default model.
+    """
+    if file is None or model:
+        config = AutoSAM2Config(sam2_model=model or DEFAULT)
+        model = config.sam2_model
+        file = file or weights.find_file(config)[0]
+    state = weights.read_checkpoint(file)
+    model = model or weights.recognise(state)
+    if model is None:
+        raise WeightsError(
+            f"{file} is refused: found {len(state)} entries without the image encoder of an official model. "
+            f"Expected one of {', '.join(SAM2_MODELS)}."
+        )
+    from nnunet_autosam2.architectures.sam2_model import SAM2
+
+    has_memory = any(_is_memory(name) for name in state)
+    sam2 = SAM2.build(model, AutoSAM2Config.sam2_image_size, memory=has_memory)
+    weights.load_into(sam2, state, file)
+    parameters = {name: parameter.numel() for name, parameter in sam2.named_parameters()}
+    memory = sum(count for name, count in parameters.items() if _is_memory(name))
+    click.echo(f"{file} fits {model}: {len(state)} tensors, {sum(parameters.values()):,} parameters.")
+    click.echo(
+        f"{memory:,} of them are SAM2's memory for videos, which only propagation=memory uses."
+        if has_memory
+        else "SAM2's memory for videos is not in it, which propagation=memory needs."
+    )
+
+
+@command.command()
+@click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--model", metavar="NAME", help="Same as sam2_model=NAME.")
+def where(assignments: tuple[str, ...], model: str | None) -> None:
+    """Print the file that a training would use.
+
+    And, on stderr, how it was found. KEY=VALUE changes the configuration, such as sam2_checkpoint=FILE. Exit code 1
+    if there is no file.
+    """
+    changes = parse_assignments(assignments)
+    config = AutoSAM2Config().updated({**changes, **({"sam2_model": model} if model else {})})
+    path, origin = weights.find_file(config)
+    click.echo(path)
+    click.echo(f"From: {origin}", err=True)
+
+
+def _row(model: str) -> tuple[str, str, str, str, str]:
+    repository, filename = weights.hub_file(model)
+    millions = weights.MILLION_PARAMETERS[model.partition("-hiera-")[2]]
+    return model, filename, repository, f"{millions} M", _where(model)
+
+
+def _where(model: str) -> str:
+    try:
+        source = weights.find(AutoSAM2Config(sam2_model=model))
+    except WeightsError:
+        return f"not in {weights.ENVIRONMENT_VARIABLE}={os.environ[weights.ENVIRONMENT_VARIABLE]}"
+    return source.description if source.path else "not here"
+
+
+def _is_memory(name: str) -> bool:
+    return name.split(".")[0] in weights.VIDEO_MEMORY

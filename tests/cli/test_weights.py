@@ -1,0 +1,284 @@
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from sam2.build_sam import build_sam2
+
+from nnunet_autosam2.cli.main import main
+from nnunet_autosam2.config import SAM2_MODELS
+
+LAYOUTS = Path(__file__).parents[3] / "shared" / "data" / "sam2_checkpoint_layout"
+COMMAND_LINE = "from nnunet_autosam2.cli.main import main; main()"
+TINY = "sam2.1_hiera_tiny.pt"
+Run = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    """Nothing of this machine's own settings, an empty cache, no network."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "AUTOSAM2_"))}
+    return {**inherited, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def online(environment, hub) -> dict[str, str]:
+    return {**environment, **hub.environment, "HF_HUB_OFFLINE": "0"}
+
+
+def weights(environment: dict[str, str], *arguments: str | Path) -> Run:
+    """As a user runs it."""
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND_LINE, "weights", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def weights_here(*arguments: str | Path, **environment: str) -> Result:
+    """The same in this process, which has imported torch already."""
+    return CliRunner().invoke(main, ["weights", *map(str, arguments)], env=environment)
+
+
+def table(run: Run) -> dict[str, list[str]]:
+    """Model → the other cells of its row."""
+    header, *rows = run.stdout.splitlines()
+    assert header.split() == ["model", "file", "repository", "parameters", "where"]
+    return {row.split()[0]: row.split(maxsplit=5)[1:] for row in rows}
+
+
+def message(run: Run | Result) -> str:
+    """The one line of a command that has failed."""
+    code = run.returncode if isinstance(run, subprocess.CompletedProcess) else run.exit_code
+    assert (code, run.stdout) == (1, ""), run.stdout + run.stderr
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def entries(sam2_config: str) -> dict[str, torch.Tensor]:
+    """Names and shapes of a whole SAM2 as its package builds it; all tensors share one number in the file."""
+    state = build_sam2(sam2_config, device="cpu").state_dict()
+    return {name: torch.zeros(1).expand(tensor.shape) for name, tensor in state.items()}
+
+
+@pytest.fixture(scope="module")
+def of_tiny() -> dict[str, torch.Tensor]:
+    return entries("configs/sam2.1/sam2.1_hiera_t.yaml")
+
+
+@pytest.fixture
+def tiny(tmp_path, of_tiny) -> Path:
+    torch.save({"model": of_tiny}, tmp_path / TINY)
+    return tmp_path / TINY
+
+
+def test_list_names_every_official_model_without_network_or_torch(environment, tmp_path):
+    for package in ("torch", "sam2"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise OSError('not needed')")
+    path = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
+    models = table(weights({**environment, "PYTHONPATH": path}, "list"))
+    assert tuple(models) == SAM2_MODELS
+    name = "sam2.1-hiera-base-plus"
+    assert models[name] == ["sam2.1_hiera_base_plus.pt", f"facebook/{name}", "81", "M", "not here"]
+    assert {where for *_, where in models.values()} == {"not here"}
+
+
+def test_list_says_where_each_file_is(environment, tmp_path):
+    file = tmp_path / "sam2_hiera_small.pt"
+    file.touch()
+    models = table(weights({**environment, "AUTOSAM2_SAM2_WEIGHTS": str(tmp_path)}, "list"))
+    assert models.pop("sam2-hiera-small")[-1] == f"{file} (environment variable AUTOSAM2_SAM2_WEIGHTS)"
+    assert {where for *_, where in models.values()} == {f"not in AUTOSAM2_SAM2_WEIGHTS={tmp_path}"}
+
+
+def test_get_downloads_once(environment, online, hub):
+    got = weights(online, "get")
+    path = Path(got.stdout.strip())
+    assert (got.returncode, path.name, path.read_bytes()) == (0, TINY, hub.content), got.stderr
+
+    again = weights(environment, "get", "sam2.1-hiera-tiny")
+    assert (again.returncode, again.stdout) == (0, f"{path}\n")
+    assert "already" in again.stderr
+    found = weights(environment, "where")
+    assert (found.stdout, found.stderr) == (f"{path}\n", "From: local cache of the model hub\n")
+    assert table(weights(environment, "list"))["sam2.1-hiera-tiny"][-1].startswith(f"{path} (local cache")
+    assert hub.starts == [0]
+
+
+def test_get_resumes_where_the_connection_broke_and_shows_the_hubs_progress(online, hub):
+    chunk = 10 * 2**20  # what the hub's client writes at once
+    hub.content = os.urandom(chunk + 2000)
+    hub.breaks_after = chunk + 1000
+    got = weights({**online, "TQDM_POSITION": "-1"}, "get")  # a progress bar although this is no terminal
+    assert got.returncode == 0, got.stderr
+    assert hub.starts == [0, chunk]
+    assert Path(got.stdout.strip()).read_bytes() == hub.content
+    assert f"{TINY}: 100%" in got.stderr
+
+
+def test_get_without_an_answer_names_every_way_in_one_line(environment, online):
+    for unreachable in (environment, {**online, "HF_ENDPOINT": "http://127.0.0.1:9"}):
+        line = message(weights(unreachable, "get"))
+        assert "sam2.1_hiera_tiny.pt cannot be downloaded" in line
+        for way in ("sam2_checkpoint=FILE", "AUTOSAM2_SAM2_WEIGHTS", "autosam2 weights get", "=random"):
+            assert way in line
+    assert "404" in message(weights(online, "get", "sam2.1-hiera-large"))
+
+
+def test_get_of_an_unknown_model_names_the_known_ones():
+    assert ", ".join(SAM2_MODELS) in message(weights_here("get", "sam2.1-hiera-huge"))
+
+
+def test_where_configuration_then_environment(tiny, tmp_path):
+    named = {"AUTOSAM2_SAM2_WEIGHTS": str(tmp_path)}
+    mine = tmp_path / "mine.pt"
+    mine.touch()
+    configured = weights_here("where", f"sam2_checkpoint={mine}", **named)
+    assert (configured.stdout, configured.stderr) == (f"{mine}\n", "From: sam2_checkpoint\n")
+    found = weights_here("where", **named)
+    assert found.stdout == f"{tiny}\n"
+    assert found.stderr == "From: environment variable AUTOSAM2_SAM2_WEIGHTS\n"
+    assert f"{tmp_path / 'sam2_hiera_large.pt'} is not a file" in message(
+        weights_here("where", "--model", "sam2-hiera-large", **named)
+    )
+
+
+def test_where_nowhere_names_every_way(environment):
+    for arguments in ([], ["sam2_checkpoint=random"]):
+        line = message(weights(environment, "where", *arguments))
+        assert "No file on this machine" in line
+        for way in ("sam2_checkpoint=FILE", "AUTOSAM2_SAM2_WEIGHTS", TINY, "autosam2 weights get", "=random"):
+            assert way in line
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("layout", "model", "tensors", "parameters"),
+    [
+        ("sam2.1_hiera_tiny.pt", "sam2.1-hiera-tiny", 471, "38,962,498"),
+        ("sam2.1_hiera_small.pt", "sam2.1-hiera-small", 519, "46,060,354"),
+        ("medical_sam2_pretrain.pth", "sam2-hiera-tiny", 468, "38,945,986"),
+    ],
+)
+def test_verify_recognises_the_real_layouts(tmp_path, layout, model, tensors, parameters):
+    if not (LAYOUTS / f"{layout}.json").is_file():
+        pytest.skip(f"{layout}.json is not beside the project")
+    shapes = json.loads((LAYOUTS / f"{layout}.json").read_text())
+    file = tmp_path / layout
+    torch.save({"model": {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}}, file)
+    run = weights_here("verify", file)
+    assert run.exit_code == 0, run.output
+    assert run.stdout.startswith(f"{file} fits {model}: {tensors} tensors, {parameters} parameters.\n")
+
+
+def test_verify_checks_what_a_training_would_use(tiny):
+    run = weights_here("verify", AUTOSAM2_SAM2_WEIGHTS=str(tiny))
+    assert run.exit_code == 0, run.output
+    assert f"{tiny} fits sam2.1-hiera-tiny: 471 tensors" in run.stdout
+    line = message(weights_here("verify", "--model", "sam2.1-hiera-small", AUTOSAM2_SAM2_WEIGHTS=str(tiny)))
+    assert "set sam2_model to sam2.1-hiera-tiny" in line
+
+
+def test_verify_says_that_the_video_memory_is_missing(tmp_path, of_tiny):
+    used = ("image_encoder", "sam_prompt_encoder", "sam_mask_decoder", "no_mem_embed")
+    file = tmp_path / "single.pt"
+    torch.save({"model": {name: value for name, value in of_tiny.items() if name.startswith(used)}}, file)
+    run = weights_here("verify", file)
+    assert run.exit_code == 0, run.output
+    assert "fits sam2.1-hiera-tiny: 311 tensors, 31,440,721 parameters" in run.stdout
+    assert "memory for videos is not in it" in run.stdout
+
+
+def test_verify_refuses_another_size(environment, tmp_path):
+    file = tmp_path / "small.pt"
+    torch.save({"model": entries("configs/sam2.1/sam2.1_hiera_s.yaml")}, file)
+    line = message(weights(environment, "verify", file, "--model", "sam2.1-hiera-tiny"))
+    assert f"{file} does not fit the SAM2 model: expected 471 entries, found 519" in line
+    assert re.search(r"image_encoder\.trunk\S+ \(expected \[\d.*\], found \[\d.*\]\)", line)
+    assert "set sam2_model to sam2.1-hiera-small" in line
+
+
+def test_verify_refuses_a_truncated_file(environment, tiny):
+    half = tiny.read_bytes()[: tiny.stat().st_size // 2]
+    tiny.write_bytes(half)
+    line = message(weights(environment, "verify", tiny))
+    assert f"{tiny} is refused: found a truncated or damaged file of {len(half):,} bytes. Expected" in line
+
+
+def test_verify_refuses_a_pickle_with_code_and_does_not_run_it(environment, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    for name, write in (("zip.pt", torch.save), ("plain.pkl", lambda x, file: file.write_bytes(pickle.dumps(x)))):
+        write({"model": {"image_encoder": Code()}}, tmp_path / name)
+        line = message(weights(environment, "verify", tmp_path / name))
+        assert f"{name} is refused: found a pickle that could run code" in line
+        assert "Expected a SAM2 checkpoint" in line
+        assert not (tmp_path / "ran").exists()
+
+
+def test_verify_refuses_missing_keys(environment, tiny, of_tiny):
+    gone = "sam_mask_decoder.iou_token.weight"
+    torch.save({"model": {name: value for name, value in of_tiny.items() if name != gone}}, tiny)
+    line = message(weights(environment, "verify", tiny))
+    assert f"{tiny} does not fit the SAM2 model: expected 471 entries, found 470; 1 missing: {gone}." in line
+
+
+def test_verify_refuses_surplus_keys(environment, tiny, of_tiny):
+    torch.save({"model": {**of_tiny, "adapter.weight": torch.zeros(1)}}, tiny)
+    line = message(weights(environment, "verify", tiny))
+    assert "expected 471 entries, found 472; 1 unknown: adapter.weight." in line
+
+
+def test_verify_refuses_missing_and_surplus_video_memory(tiny, of_tiny):
+    torch.save({"model": {name: value for name, value in of_tiny.items() if name != "maskmem_tpos_enc"}}, tiny)
+    assert "1 missing: maskmem_tpos_enc." in message(weights_here("verify", tiny))
+    torch.save({"model": {**of_tiny, "memory_encoder.more": torch.zeros(1)}}, tiny)
+    assert "1 unknown: memory_encoder.more." in message(weights_here("verify", tiny))
+
+
+def test_verify_refuses_another_shape(tiny, of_tiny):
+    torch.save({"model": {**of_tiny, "no_mem_embed": torch.zeros(1, 1, 128)}}, tiny)
+    assert "no_mem_embed (expected [1, 1, 256], found [1, 1, 128])" in message(weights_here("verify", tiny))
+
+
+def test_verify_refuses_sam2_for_sam2_1(tmp_path):
+    file = tmp_path / "sam2_hiera_tiny.pt"
+    torch.save({"model": entries("configs/sam2/sam2_hiera_t.yaml")}, file)
+    line = message(weights_here("verify", file, "--model", "sam2.1-hiera-tiny"))
+    assert "3 missing: no_obj_embed_spatial" in line
+    assert "set sam2_model to sam2-hiera-tiny" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"state_dict": {}, "epoch": 3}, "found the keys state_dict, epoch"),
+        ([torch.zeros(1)], "found a list"),
+        ({"model": {"module.weight": torch.zeros(1)}}, "found 1 entries without the image encoder"),
+    ],
+)
+def test_verify_refuses_another_layout(tmp_path, content, found):
+    torch.save(content, tmp_path / "other.pt")
+    line = message(weights_here("verify", tmp_path / "other.pt"))
+    assert found in line
+    assert "Expected" in line
+
+
+def test_verify_refuses_what_is_no_checkpoint(tmp_path):
+    file = tmp_path / "page.pt"
+    file.write_text("<!doctype html><title>Not found</title>")
+    assert "starting with b'<!doctype html><'" in message(weights_here("verify", file))
+    assert f"{tmp_path / 'none.pt'} does not exist" in message(weights_here("verify", tmp_path / "none.pt"))
+    assert "cannot be read: Is a directory" in message(weights_here("verify", tmp_path))
