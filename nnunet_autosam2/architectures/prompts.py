@@ -5,14 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from nnunet_autosam2.architectures.distance import squared_distance_to
 
 POSITIVE, NEGATIVE, TOP_LEFT, BOTTOM_RIGHT, NOT_A_POINT = 1, 0, 2, 3, -1
 NUM_CORNERS = 2
 THRESHOLD = 0.5
 BOX_MARGIN = 0.1
 """Of the box's side, on each side"""
-CORE_WINDOW = 9
-"""Pixels; the share of a region within this window around a pixel tells how far inside the pixel lies"""
 RING_GAP, RING_WIDTH = 2, 6
 """Pixels between a region and its negative points, and the width of the ring that they come from"""
 
@@ -27,29 +28,30 @@ class Prompts(NamedTuple):
 
 
 @torch.no_grad()
-def generate_prompts(probabilities: Tensor, num_positive: int, num_negative: int) -> Prompts:
+def generate_prompts(probabilities: Tensor, num_positive: int, num_negative: int, box: bool = True) -> Prompts:
     """Prompts from the UNet's opinion of each region on each slice; none where the UNet sees no foreground.
 
-    Positive points are the most confident ones well inside the region, negative ones the least probable ones in a
-    ring around it, either at most one for each cell of a grid on the region and at a distance from each other.
+    Positive points have the highest product of probability and distance to the region's boundary (the image's border
+    is none), negative ones the lowest probability in a ring around the region; both keep a distance from each other.
 
     Args:
         probabilities: [M, H, W].
         num_positive, num_negative: points a mask at most.
+        box: False leaves its corners out.
     """
     p = probabilities.float()
     inside = p > THRESHOLD
-    box, present = bounding_boxes(inside)
-    core = F.avg_pool2d(inside.float()[:, None], CORE_WINDOW, stride=1, padding=CORE_WINDOW // 2)[:, 0]
-    positive, is_positive = spread_points(torch.where(inside, p * core, 0), box, num_positive)
-    ring = _dilate(inside, RING_GAP + RING_WIDTH) & ~_dilate(inside, RING_GAP)
-    reach = box.new_tensor([-1, -1, 1, 1]) * (RING_GAP + RING_WIDTH)
-    negative, is_negative = spread_points(torch.where(ring, 1 - p, 0), box + reach, num_negative)
-    corners = _with_margin(box, p.shape[-2:]).view(-1, NUM_CORNERS, 2)
+    depth = squared_distance_to(~inside)
+    away = squared_distance_to(inside, limit=RING_GAP + RING_WIDTH + 1)
+    ring = (away > RING_GAP**2) & (away <= (RING_GAP + RING_WIDTH) ** 2)
+    positive, is_positive = spread_points(p.square() * depth, num_positive)  # squares have the same order
+    negative, is_negative = spread_points(torch.where(ring, 1 - p, 0), num_negative, RING_WIDTH)
+    outline, present = bounding_boxes(inside)
+    corners = _with_margin(outline, p.shape[-2:]).view(-1, NUM_CORNERS, 2)
     points = torch.cat([corners, positive, negative], dim=1)
     labels = torch.cat(
         [
-            torch.where(present[:, None], box.new_tensor([[TOP_LEFT, BOTTOM_RIGHT]]), NOT_A_POINT),
+            torch.where((present & box)[:, None], outline.new_tensor([[TOP_LEFT, BOTTOM_RIGHT]]), NOT_A_POINT),
             torch.where(is_positive, POSITIVE, NOT_A_POINT),
             torch.where(is_negative, NEGATIVE, NOT_A_POINT),
         ],
@@ -65,37 +67,39 @@ def bounding_boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
     return box.float(), masks.flatten(1).any(1)
 
 
-def spread_points(score: Tensor, box: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` pixels with the highest score, apart from each other.
+def spread_points(score: Tensor, count: int, width: float = float("inf")) -> tuple[Tensor, Tensor]:
+    """Greedy: the best pixel, then the best one that is not too close to it, and so on; of equal ones the remotest.
 
-    A grid with more cells than points lies on the box; each cell proposes its best pixel, and of two proposals
-    closer than half a cell the better one stays.
+    Points keep sqrt(area / (2 · count)) pixels between them, where the area is the number of pixels with a score.
 
     Args:
-        score: [M, H, W], 0 or less where a point must not lie.
-        box: [M, 4], outside of which the score is 0.
+        score: [M, H, W], 0 where a point must not lie.
+        width: of the band that these pixels form, if they do. In it points keep half of their share of its length,
+            area / (2 · count · width) pixels, if that is more.
 
     Returns:
         [M, count, 2] points (x, y) and [M, count], which of them exist.
     """
-    masks, height, width = score.shape
-    if count == 0:
-        return score.new_zeros(masks, 0, 2), score.new_zeros(masks, 0, dtype=torch.bool)
-    cells = int((2 * count) ** 0.5) + 1
-    size = ((box[:, 2:] - box[:, :2] + 1) / cells).clamp(min=1e-6)
-    column = _cell(torch.arange(width, device=score.device), box[:, :1], size[:, :1], cells)
-    row = _cell(torch.arange(height, device=score.device), box[:, 1:2], size[:, 1:], cells)
-    cell = (row[:, :, None] * cells + column[:, None, :]).flatten(1)
-    flat = score.flatten(1)
-    best = flat.new_zeros(masks, cells**2).scatter_reduce(1, cell, flat, "amax")
-    index = torch.arange(flat.shape[1], device=score.device).expand_as(flat)
-    is_best = (flat == best.gather(1, cell)) & (flat > 0)
-    pixel = cell.new_full(best.shape, -1).scatter_reduce(1, cell, torch.where(is_best, index, -1), "amax")
-    proposals = torch.stack([pixel % width, pixel.div(width, rounding_mode="floor")], dim=-1).float()
-    best = torch.where(pixel >= 0, best, 0)
-    best = torch.where(_crowded(proposals, best, 0.5 * size.amin(1)), 0, best)
-    best, chosen = best.topk(min(count, cells**2), dim=1)
-    return proposals.gather(1, chosen[..., None].expand(-1, -1, 2)), best > 0
+    candidates = score > 0
+    area = candidates.flatten(1).sum(1)
+    _, y, x = candidates.nonzero(as_tuple=True)
+    listed = pad_sequence(torch.stack([x, y, score[candidates]], dim=1).split(area.tolist()), batch_first=True)
+    listed = F.pad(listed, (0, 0, 0, 1))  # the last one: none is left
+    pixels, score = listed[..., :2].contiguous(), listed[..., 2].contiguous()
+
+    share = area[:, None] / (2 * max(count, 1))
+    least = torch.maximum(share, (share / width).square()).clamp(min=1)
+    distance = torch.full_like(score, float("inf"))
+    points = pixels.new_zeros(len(pixels), count, 2)
+    exists = candidates.new_zeros(len(pixels), count)
+    for i in range(count):
+        free = torch.where(distance >= least, score, 0)
+        best = free.amax(1, keepdim=True)
+        chosen = torch.where(free == best, distance, -1).argmax(1, keepdim=True)
+        point = pixels.take_along_dim(chosen[..., None], dim=1)
+        distance = torch.minimum(distance, (pixels - point).square().sum(-1))
+        points[:, i], exists[:, i] = point[:, 0], best[:, 0] > 0
+    return points, exists
 
 
 def _first(flags: Tensor) -> Tensor:
@@ -105,22 +109,6 @@ def _first(flags: Tensor) -> Tensor:
 
 def _last(flags: Tensor) -> Tensor:
     return flags.shape[1] - 1 - _first(flags.flip(1))
-
-
-def _cell(position: Tensor, start: Tensor, size: Tensor, cells: int) -> Tensor:
-    return ((position - start) / size).floor().clamp(0, cells - 1).long()
-
-
-def _crowded(points: Tensor, score: Tensor, spacing: Tensor) -> Tensor:
-    """[M, Q, 2], [M, Q] and [M] → [M, Q], whether a better (at equal score: earlier) point is too close."""
-    near = torch.cdist(points, points) < spacing[:, None, None]
-    earlier = torch.ones_like(near[0]).tril(-1)
-    better = (score[:, None, :] > score[:, :, None]) | ((score[:, None, :] == score[:, :, None]) & earlier)
-    return (near & better & (score > 0)[:, None, :]).any(2)
-
-
-def _dilate(masks: Tensor, radius: int) -> Tensor:
-    return F.max_pool2d(masks.float()[:, None], 2 * radius + 1, stride=1, padding=radius)[:, 0] > 0
 
 
 def _with_margin(box: Tensor, size: torch.Size) -> Tensor:

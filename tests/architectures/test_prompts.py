@@ -22,7 +22,10 @@ from nnunet_autosam2.architectures.prompts import (
     generate_prompts,
 )
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "brats2013"
+DATA = Path(__file__).parents[3] / "shared" / "data"
+REAL_CASES = (*(f"brats2013/brats_2013_pat000{i}_1" for i in (3, 4, 5, 6)), "tcga_lgg/TCGA-DU-7294")
+REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
+PATCH = 128
 H, W = 60, 90
 Y, X = np.mgrid[:H, :W]
 
@@ -55,6 +58,8 @@ CASES = {
     "everything": np.full((H, W), 0.7),
     "nothing": np.full((H, W), 0.5),
     "zero": np.zeros((H, W)),
+    "saturated": (disc(45, 30, 20) > 0.5).astype(float),
+    "saturated everywhere": np.ones((H, W)),
 }
 
 
@@ -80,6 +85,61 @@ def prompts_of(masks: np.ndarray, num_positive: int = 10, num_negative: int = 3)
     return found
 
 
+def ring_of(inside: np.ndarray) -> np.ndarray:
+    away = ndimage.distance_transform_edt(~inside)
+    return inside.any() & (away > RING_GAP) & (away <= RING_GAP + RING_WIDTH)
+
+
+def spacings(inside: np.ndarray, ring: np.ndarray, num_positive: int, num_negative: int) -> tuple[float, float]:
+    """Least distance between two positives and between two negatives."""
+    share, ring_share = inside.sum() / (2 * max(num_positive, 1)), ring.sum() / (2 * max(num_negative, 1))
+    return max(1, np.sqrt(share)), max(1, np.sqrt(ring_share), ring_share / RING_WIDTH)
+
+
+def reference(p: np.ndarray, num_positive: int = 10, num_negative: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Positives and negatives of one mask, by SciPy's distance transform and the greedy selection written out."""
+    inside = p > THRESHOLD
+    ring = ring_of(inside)
+    apart, ring_apart = spacings(inside, ring, num_positive, num_negative)
+    positives = greedy(p * ndimage.distance_transform_edt(inside), num_positive, apart)
+    return positives, greedy((1 - p) * ring, num_negative, ring_apart)
+
+
+def greedy(score: np.ndarray, count: int, spacing: float) -> np.ndarray:
+    """The best pixel, of several the remotest from the points so far; then without the pixels near it, and so on."""
+    y, x = np.indices(score.shape)
+    remoteness = np.full(score.shape, np.inf)
+    points: list[tuple[int, int]] = []
+    while len(points) < count and score.max() > 0:
+        best = np.where(score == score.max(), remoteness, -1)
+        row, column = (int(i) for i in np.unravel_index(best.argmax(), best.shape))
+        points.append((column, row))
+        distance = np.hypot(x - column, y - row)
+        remoteness = np.minimum(remoteness, distance)
+        score = np.where(distance < spacing, 0, score)
+    return np.array(points).reshape(-1, 2)
+
+
+def real_masks(case: str) -> np.ndarray:
+    """[M, PATCH, PATCH] of a case: every region on every slice that has it, in a patch around the tumour."""
+    file = DATA / case / f"{Path(case).name}_seg.nii.gz"
+    if not file.is_file():
+        pytest.skip(f"{case} is not beside the project")
+    segmentation = np.moveaxis(np.asarray(nibabel.load(file).dataobj), 2, 0)
+    _, *centre = (int(np.mean(positions)) for positions in np.nonzero(segmentation))
+    top, left = (min(max(c - PATCH // 2, 0), n - PATCH) for c, n in zip(centre, segmentation.shape[1:], strict=True))
+    patch = segmentation[:, top : top + PATCH, left : left + PATCH]
+    regions = np.concatenate([np.isin(patch, labels) for labels in REGIONS.values()])
+    return regions[regions.any((1, 2))]
+
+
+def realistic(masks: np.ndarray) -> np.ndarray:
+    """Probabilities as of a trained network: blurred at the boundary, surer here than there."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(masks.shape), (0, 8, 8))
+    logits = 8 * (ndimage.gaussian_filter(masks.astype(float), (0, 1.5, 1.5)) - 0.5) + noise / noise.std()
+    return (1 / (1 + np.exp(-logits))).astype(np.float32)
+
+
 def check_properties(p: np.ndarray, found: Found, num_positive: int = 10, num_negative: int = 3) -> None:
     box, positives, negatives = found
     inside = p.astype(np.float32) > THRESHOLD
@@ -100,34 +160,57 @@ def check_properties(p: np.ndarray, found: Found, num_positive: int = 10, num_ne
     ]
     np.testing.assert_allclose(box, expected, rtol=1e-5)
 
+    ring = ring_of(inside)
     assert inside[positives[:, 1], positives[:, 0]].all()
+    assert ring[negatives[:, 1], negatives[:, 0]].all()
     assert min(num_positive, 1) <= len(positives) <= num_positive
-    if not inside.all():
-        away = ndimage.distance_transform_cdt(~inside, metric="chessboard")[negatives[:, 1], negatives[:, 0]]
-        assert ((away > RING_GAP) & (away <= RING_GAP + RING_WIDTH)).all()
-    for points, side in ((positives, 0), (negatives, 2 * (RING_GAP + RING_WIDTH))):
-        if len(points) > 1:
-            cells = np.sqrt(2 * (num_positive if points is positives else num_negative)) + 1
-            assert pdist(points).min() >= max(1, 0.5 * (min(x1 - x0, y1 - y0) + 1 + side) / cells)
+    assert min(num_negative, ring.any()) <= len(negatives) <= num_negative
+    for points, apart in zip((positives, negatives), spacings(inside, ring, num_positive, num_negative), strict=True):
+        assert len(points) < 2 or pdist(points).min() >= apart - 1e-6
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("num_positive", "num_negative"), [(10, 3), (1, 1), (0, 3), (10, 0), (0, 0), (40, 20)])
+@pytest.mark.parametrize(("num_positive", "num_negative"), [(10, 3), (1, 1), (0, 3), (10, 0), (0, 0), (40, 40)])
 def test_points_box_and_labels(case, num_positive, num_negative):
     (found,) = prompts_of(CASES[case][None], num_positive, num_negative)
     check_properties(CASES[case], found, num_positive, num_negative)
 
 
 @pytest.mark.real_data
-def test_properties_on_every_slice_of_a_real_tumour():
-    if not DATA.is_dir():
-        pytest.skip("brats2013 is not beside the project")
-    segmentation = np.asarray(nibabel.load(next(DATA.glob("*/*_seg.nii.gz"))).dataobj)
-    slices = np.moveaxis(segmentation > 0, 2, 0).astype(np.float32)
-    assert 20 < slices.any((1, 2)).sum() < len(slices)
-    probabilities = ndimage.gaussian_filter(slices, (0, 1.5, 1.5))
+@pytest.mark.parametrize("kind", ["realistic", "truth"])
+@pytest.mark.parametrize("case", REAL_CASES)
+def test_the_selection_is_as_good_as_the_references_on_real_cases(case, kind):
+    """With probabilities that differ everywhere, and with those of exactly 0 and 1, where most pixels are equal."""
+    masks = real_masks(case)
+    probabilities = realistic(masks) if kind == "realistic" else masks.astype(np.float32)
+    assert len(probabilities) > 50
+    confidence, spacing = [], []
     for p, found in zip(probabilities, prompts_of(probabilities), strict=True):
         check_properties(p, found)
+        for points, expected, sure in zip(found[1:], reference(p), (p, 1 - p), strict=True):
+            assert len(points) == len(expected)
+            if len(points) > 0:
+                confidence.append(deviation(*(sure[xy[:, 1], xy[:, 0]].mean() for xy in (points, expected))))
+            if len(points) > 1:
+                spacing.append(deviation(*(pdist(xy).min() for xy in (points, expected))))
+    print(
+        f"{len(masks)} masks: confidence deviates by up to {max(confidence):.2%}, spacing by up to {max(spacing):.2%}"
+    )
+    assert max(confidence) < 0.05
+    assert max(spacing) < 0.05
+
+
+def deviation(value: float, expected: float) -> float:
+    return abs(value / expected - 1)
+
+
+def test_box_can_be_left_out():
+    p = torch.from_numpy(np.stack(list(CASES.values()))).float()
+    points, labels = generate_prompts(p, 10, 3)
+    points_without, labels_without = generate_prompts(p, 10, 3, box=False)
+    assert (labels_without[:, :NUM_CORNERS] == NOT_A_POINT).all()
+    assert torch.equal(labels_without[:, NUM_CORNERS:], labels[:, NUM_CORNERS:])
+    assert torch.equal(points_without, points)
 
 
 def test_a_large_region_gets_all_points_and_a_box():
@@ -144,8 +227,9 @@ def test_one_voxel_is_its_own_positive():
     assert len(negatives) == 3
 
 
-def test_foreground_everywhere_leaves_no_negatives_and_the_box_is_the_image():
-    ((box, positives, negatives),) = prompts_of(CASES["everything"][None])
+@pytest.mark.parametrize("case", ["everything", "saturated everywhere"])
+def test_foreground_everywhere_leaves_no_negatives_and_the_box_is_the_image(case):
+    ((box, positives, negatives),) = prompts_of(CASES[case][None])
     assert box.tolist() == [0, 0, W - 1, H - 1]
     assert len(positives) == 10
     assert len(negatives) == 0
@@ -157,16 +241,14 @@ def test_both_components_get_positives():
     assert set(components[positives[:, 1], positives[:, 0]]) == {1, 2}
 
 
-def test_positives_are_confident_and_deep_inside():
-    half_and_half = stripe(slice(10, 50), slice(10, 80))
-    half_and_half[10:50, 45:80] = 0.55
-    ((_, positives, _),) = prompts_of(half_and_half[None])
-    assert (positives[:, 0] < 45).all()
-
+def test_the_first_positive_weighs_confidence_against_distance():
     flat = np.where(CASES["disc"] > THRESHOLD, 0.8, 0.1)
-    ((_, positives, _),) = prompts_of(flat[None])
-    depth = ndimage.distance_transform_edt(flat > THRESHOLD)
-    assert depth[positives[:, 1], positives[:, 0]].mean() > 1.2 * depth[flat > THRESHOLD].mean()
+    ((_, positives, _),) = prompts_of(flat[None], 1)
+    assert positives.tolist() == [[45, 30]]
+
+    discs = np.where(np.hypot(X - 20, Y - 30) < 10, 0.6, 0.1) + np.where(np.hypot(X - 60, Y - 30) < 7, 0.8, 0)
+    ((_, positives, _),) = prompts_of(discs[None], 1)
+    assert positives.tolist() == [[60, 30]]  # 0.9 and 7 pixels deep, against 0.6 and 10
 
 
 def test_negatives_are_where_the_network_is_surest_of_the_background():
@@ -175,6 +257,13 @@ def test_negatives_are_where_the_network_is_surest_of_the_background():
     ((_, _, negatives),) = prompts_of(p[None])
     assert len(negatives) == 3
     assert (negatives[:, 0] < 45).all()
+
+
+def test_negatives_surround_the_region_where_all_are_equally_sure():
+    ((_, _, negatives),) = prompts_of(CASES["saturated"][None], num_negative=8)
+    assert len(negatives) == 8
+    angles = np.sort(np.arctan2(negatives[:, 1] - 30, negatives[:, 0] - 45))
+    assert np.diff([*angles, angles[0] + 2 * np.pi]).max() < np.pi / 2
 
 
 def test_masks_do_not_see_each_other_whatever_the_precision():
