@@ -14,7 +14,7 @@ export MALLOC_TOP_PAD_ ?= 268435456
 .PHONY: help install demo test test-units test-end-to-end lint format clean
 
 help:
-	@echo "make demo    phantom data, training, prediction, evaluation and a picture in demo_output/ (minutes, no download)"
+	@echo "make demo    phantom data, training, prediction, evaluation and pictures in demo_output/ (minutes, no download)"
 	@echo "make test    linters, types and all tests"
 	@echo "make lint    linters and types alone        make format  rewrites the formatting"
 	@echo "make clean   removes the environment and what the commands above have written"

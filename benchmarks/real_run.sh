@@ -57,8 +57,7 @@ for trainer in nnUNetTrainerAutoSAM2_UNetOnly nnUNetTrainerAutoSAM2; do
         "$output/predicted_tcga/$trainer" -djfile "$model/dataset.json" -pfile "$model/plans.json" -np 2
 done
 model="$nnUNet_results/$dataset/nnUNetTrainerAutoSAM2__nnUNetPlans__small"
-once show autosam2 show "$nnUNet_raw/$dataset/imagesTr/$held_out"_000?.nii.gz -m "$model" -f 0 \
-    --truth "$nnUNet_raw/$dataset/labelsTr/$held_out.nii.gz" -o "$output/inside.png"
+once show autosam2 show "$nnUNet_raw/$dataset/imagesTr/$held_out" -m "$model" -o "$output/pictures"
 once back_to_brats autosam2 predictions-to-brats "$output/predicted/nnUNetTrainerAutoSAM2" "$output/brats"
 
 python - "$output" <<'PYTHON'

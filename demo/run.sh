@@ -47,7 +47,7 @@ regions = json.load(open(sys.argv[1]))["mean"]
 names = {"(1, 2, 3)": "WT", "(2, 3)": "TC", "3": "ET", "(3,)": "ET"}
 print("      Dice of the held-out case:", ", ".join(f"{names.get(k, k)} {v['Dice']:.3f}" for k, v in regions.items()))
 PYTHON
-step "A picture of what happens inside"
-run autosam2 show "$nnUNet_raw/Dataset901_HeldOut/imagesTr"/phantom_007_000?.nii.gz -m "$model" -f all \
-    --truth "$nnUNet_raw/Dataset901_HeldOut/labelsTr/phantom_007.nii.gz" -o "$output/demo.png"
-step "Done: $output/demo.png. SAM2 was untrained here, so this shows that everything works, not how well."
+step "Pictures of what happens inside"
+run autosam2 show "$nnUNet_raw/Dataset901_HeldOut/imagesTr/phantom_007" -m "$model" -f all --slices 4 \
+    -o "$output/pictures"
+step "Done: $output/pictures. SAM2 was untrained here, so they show that everything works, not how well."

@@ -1,131 +1,156 @@
-"""What the network sees and says on its slices, as a picture."""
+"""Pictures of what the network sees and says: a file for each slice, a row for each region."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from torch import Tensor
+from tqdm import tqdm
 
-from nnunet_autosam2.architectures.autosam2 import AutoSAM2
-from nnunet_autosam2.architectures.prompts import NEGATIVE, NUM_CORNERS, POSITIVE
+from nnunet_autosam2.architectures.prompts import NEGATIVE, NOT_A_POINT, NUM_CORNERS, POSITIVE
+from nnunet_autosam2.errors import DatasetError
 
-COLOURS = ("tab:green", "tab:orange", "tab:red", "tab:purple", "tab:pink", "tab:cyan")
-PANEL_INCHES = 2.4
+PROMPTS = "SAM2's image and prompts"
+COLOURS = ("tab:cyan", "tab:orange", "tab:pink", "tab:olive", "tab:purple", "tab:brown")
+POINT: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "black", "markeredgewidth": 0.5}
+MARKERS: dict[int, dict[str, Any]] = {
+    POSITIVE: {**POINT, "marker": "o", "color": "lime", "markersize": 4.5, "label": "positive point"},
+    NEGATIVE: {**POINT, "marker": "X", "color": "red", "markersize": 5.5, "label": "negative point"},
+}
+PANEL_INCHES = 2.5
+DOTS_PER_INCH = 200
 
 
-class Look(NamedTuple):
-    """One slice, R regions."""
+class SliceView(NamedTuple):
+    """One slice of H · W pixels, R regions."""
 
-    position: int
+    number: int
+    regions: list[str]
     rgb: np.ndarray
-    """[H, W, 3], what SAM2 sees, 0 to 1"""
-    masks: dict[str, np.ndarray | None]
-    """Title → [R, H, W] booleans"""
+    """[S, S, 3], what enters SAM2's image encoder, 0 to 1"""
     points: np.ndarray
-    """[R, P, 2], (x, y)"""
+    """[R, P, 2], (x, y) in pixels of the slice: two corners of the box, then points"""
     labels: np.ndarray
     """[R, P], SAM's labels"""
     predicted_iou: np.ndarray
-    """[R], NaN where SAM2 was not asked"""
+    """[R], SAM2's own estimate"""
+    masks: dict[str, np.ndarray]
+    """Title → [R, H, W] booleans; `truth` is one of them if there is any"""
+    dice: dict[str, np.ndarray]
+    """Title → [R], against the truth; NaN where both are empty"""
 
 
-@torch.no_grad()
-def look_inside(network: AutoSAM2, patch: Tensor, truth: Tensor | None, count: int) -> list[Look]:
-    """The `count` selected slices with the largest prediction, in order of their position.
-
-    Args:
-        network: a hybrid, in evaluation mode.
-        patch: [C, D, H, W] z-scores.
-        truth: [R, D, H, W] booleans, or None.
+def require_replaceable(folder: Path, case: str) -> None:
     """
-    assert network.sam2_branch is not None
-    was_supervised = network.unet.deep_supervision
-    network.set_deep_supervision(True)
-    output = network(patch[None])
-    network.set_deep_supervision(was_supervised)
-    sam2 = output.sam2
-    slices = sam2.slices[0]
-    unet, sam2_masks, fused = (
-        _masks(logits, network.config.region_based)
-        for logits in (output.unet[0][0, :, slices], sam2.logits[0], output.logits[0, :, slices])
-    )
-    rgb = network.sam2_branch.mri_to_rgb.rgb(patch[:, slices].transpose(0, 1)).permute(0, 2, 3, 1)
-    area = (unet | sam2_masks | fused).sum((0, 2, 3))
-    shown = area.topk(min(count, len(slices))).indices.sort().values
-    iou = sam2.predicted_iou[0].masked_fill(~sam2.prompted[0], torch.nan)
-    return [
-        Look(
-            int(slices[k]),
-            rgb[k].cpu().numpy(),
-            {
-                "truth": None if truth is None else truth[:, slices[k]].cpu().numpy(),
-                "UNet": unet[:, k].cpu().numpy(),
-                "SAM2": sam2_masks[:, k].cpu().numpy(),
-                "fused": fused[:, k].cpu().numpy(),
-            },
-            sam2.points[0, :, k].cpu().numpy(),
-            sam2.labels[0, :, k].cpu().numpy(),
-            iou[:, k].cpu().numpy(),
-        )
-        for k in shown.tolist()
-    ]
+    Raises:
+        DatasetError: `folder` is a file, or holds anything but pictures of `case`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DatasetError(f"{folder} is a file: choose another --output.")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not re.fullmatch(rf"{re.escape(case)}_slice_\d+\.png", path.name):
+            raise DatasetError(f"{folder} holds {path.name}, no earlier picture of {case}: choose another --output.")
 
 
-def draw(looks: list[Look], regions: list[str], title: str, path: Path) -> None:
-    """One row a slice: what SAM2 sees with its prompts, truth, UNet, SAM2 and fused masks."""
-    columns = ["SAM2's input and prompts", *looks[0].masks]
-    size = (PANEL_INCHES * len(columns), PANEL_INCHES * len(looks) + 0.8)
+def write_pictures(views: Sequence[SliceView], case: str, numbering: str, subtitle: str, folder: Path) -> None:
+    """Writes `<case>_slice_<number>.png` of every slice; `folder` appears, or is replaced, as a whole.
+
+    Raises:
+        DatasetError: `folder` holds something else, or the disk refuses.
+    """
+    require_replaceable(folder, case)
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}_", dir=folder.parent) as temporary:
+            staged = Path(temporary) / "new"
+            staged.mkdir()
+            for view in tqdm(views, desc="draw"):
+                figure = draw(view, f"{case}, slice {view.number} {numbering}\n{subtitle}")
+                figure.savefig(staged / f"{case}_slice_{view.number:03d}.png", dpi=DOTS_PER_INCH)
+            if folder.exists():
+                folder.rename(Path(temporary) / "old")
+            staged.rename(folder)
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be written: {error.strerror or error}.") from error
+
+
+def draw(view: SliceView, title: str) -> Figure:
+    """A row for each region, and columns for its prompts and each of its masks."""
+    columns = [PROMPTS, *view.masks]
+    size = (PANEL_INCHES * len(columns) + 0.3, (PANEL_INCHES + 0.25) * len(view.regions) + 1)
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(looks), len(columns), squeeze=False)
-    for row, look in zip(panels, looks, strict=True):
-        for panel, name in zip(row, columns, strict=True):
-            panel.imshow(look.rgb)
-            panel.set(xticks=[], yticks=[])
-            if name in look.masks:
-                _draw_masks(panel, look.masks[name])
+    panels = figure.subplots(len(view.regions), len(columns), squeeze=False)
+    for region, row in enumerate(panels):
+        row[0].set_ylabel(view.regions[region], fontsize=10)
+        for panel, column in zip(row, columns, strict=True):
+            if column == PROMPTS:
+                _draw_image(panel, view, view.rgb)
+                caption = _draw_prompts(panel, view, region)
             else:
-                _draw_prompts(panel, look)
-                panel.set_ylabel(f"slice {look.position}")
-        scores = [f"{name} {iou:.2f}" for name, iou in zip(regions, look.predicted_iou, strict=True) if iou == iou]
-        row[columns.index("SAM2")].set_xlabel("IoU " + ", ".join(scores) if scores else "not asked", fontsize=6)
-    for panel, name in zip(panels[0], columns, strict=True):
-        panel.set_title(name, fontsize=9)
-    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], label=n) for i, n in enumerate(regions)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(regions), fontsize=8, frameon=False)
+                _draw_image(panel, view, view.rgb.mean(2))
+                caption = _draw_mask(panel, view, region, column)
+            panel.set_xlabel(caption, fontsize=8)
+    for panel, column in zip(panels[0], columns, strict=True):
+        panel.set_title(column, fontsize=10)
+    _draw_legend(figure, has_truth="truth" in view.masks)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=130)
+    return figure
 
 
-def _masks(logits: Tensor, region_based: bool) -> Tensor:
-    """[C, ...] → [R, ...] booleans."""
-    if region_based:
-        return logits > 0
-    label = logits.argmax(0)
-    return torch.stack([label == i for i in range(1, len(logits))])
+def _draw_image(panel: Axes, view: SliceView, image: np.ndarray) -> None:
+    """The square that SAM2 sees, in the coordinates of the slice: whole numbers are the centres of its pixels."""
+    height, width = view.masks["SAM2"].shape[1:]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    panel.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
+    panel.set(xticks=[], yticks=[], box_aspect=1)
+    panel.autoscale(False)
 
 
-def _draw_masks(panel: Axes, masks: np.ndarray | None) -> None:
-    if masks is None:
-        panel.text(0.5, 0.5, "none", transform=panel.transAxes, ha="center", color="white")
-        return
-    for i, mask in enumerate(masks):
-        if mask.any():
-            colour = COLOURS[i % len(COLOURS)]
-            panel.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.25)
-            panel.contour(mask, levels=[0.5], colors=[colour], linewidths=0.8)
+def _draw_prompts(panel: Axes, view: SliceView, region: int) -> str:
+    """Returns the caption."""
+    points, labels = view.points[region], view.labels[region]
+    if (labels == NOT_A_POINT).all():
+        return "no prompts"
+    caption = f"{(labels == POSITIVE).sum()} positive and {(labels == NEGATIVE).sum()} negative points"
+    if labels[0] != NOT_A_POINT:
+        (x0, y0), (x1, y1) = points[:NUM_CORNERS]
+        panel.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", linewidth=1.2)
+        caption = f"box, {caption}"
+    for label, style in MARKERS.items():
+        panel.plot(*points[labels == label].T, **style)
+    return caption
 
 
-def _draw_prompts(panel: Axes, look: Look) -> None:
-    for i, (points, labels) in enumerate(zip(look.points, look.labels, strict=True)):
-        colour = COLOURS[i % len(COLOURS)]
-        if labels[0] >= 0:
-            (x0, y0), (x1, y1) = points[:NUM_CORNERS]
-            panel.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=colour, linewidth=0.8)
-        for label, marker in ((POSITIVE, "+"), (NEGATIVE, "x")):
-            panel.plot(*points[labels == label].T, marker, color=colour, markersize=4, markeredgewidth=0.8)
+def _draw_mask(panel: Axes, view: SliceView, region: int, column: str) -> str:
+    """Returns the caption."""
+    colour = COLOURS[region % len(COLOURS)]
+    if (mask := view.masks[column][region]).any():
+        panel.contourf(*_with_border(mask), levels=[0.5, 1.5], colors=[colour], alpha=0.35)
+        panel.contour(*_with_border(mask), levels=[0.5], colors=[colour], linewidths=1.2)
+    if column != "truth" and "truth" in view.masks and (truth := view.masks["truth"][region]).any():
+        panel.contour(*_with_border(truth), levels=[0.5], colors="white", linestyles="dotted", linewidths=1)
+    scores = [f"predicted IoU {view.predicted_iou[region]:.2f}"] if column == "SAM2" else []
+    if column in view.dice and not np.isnan(view.dice[column][region]):
+        scores.append(f"Dice {view.dice[column][region]:.2f}")
+    return ", ".join(scores)
+
+
+def _with_border(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, y and [H + 2, W + 2] for a contour that is closed at the ends of the slice."""
+    height, width = mask.shape
+    return np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(mask, 1)
+
+
+def _draw_legend(figure: Figure, has_truth: bool) -> None:
+    handles = [Line2D([], [], **style) for style in MARKERS.values()]
+    if has_truth:
+        handles.append(Line2D([], [], color="black", linestyle="dotted", label="outline of the truth"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)

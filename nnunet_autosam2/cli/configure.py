@@ -61,7 +61,7 @@ def command(
         if value is not None and value < 1:
             raise ConfigurationError(f"{option} = {value} is not possible: it has to be 1 or more.")
     changes = parse_assignments(assignments)
-    path = _plans_file(dataset, plans)
+    path = plans_file(dataset, plans)
     content = _read_plans(path)
     inherited = _base_configuration(content, base, path)
     _require_new_name(name, content, path)
@@ -162,7 +162,7 @@ def _topology(
     return strides, [*kernels, [3] * len(patch_size)]
 
 
-def _plans_file(dataset: str, plans: str) -> Path:
+def plans_file(dataset: str, plans: str) -> Path:
     if not nnUNet_preprocessed.is_set():
         raise DatasetError("The environment variable nnUNet_preprocessed is not set: plans are looked for there.")
     folder = Path(nnUNet_preprocessed)

@@ -1,4 +1,4 @@
-"""nnU-Net's commands on a trained model: prediction, evaluation, export, and the picture of its inside."""
+"""nnU-Net's commands on a trained model: prediction, evaluation, export."""
 
 from __future__ import annotations
 
@@ -90,27 +90,3 @@ def test_predictions_go_back_to_brats_labels(planned, prediction: Path) -> None:
     planned.run("autosam2", "predictions-to-brats", prediction, "brats")
     for name, labels in segmentations(planned.root / "brats").items():
         assert set(np.unique(labels)) <= {0, 1, 2, 4}, name
-
-
-def test_show_draws_the_inside_of_the_network(planned, trained: Path, images: Path, tmp_path: Path) -> None:
-    channels = sorted(images.glob("phantom_001_*.nii.gz"))
-    truth = planned.root / "raw" / "Dataset900_Phantom" / "labelsTr" / "phantom_001.nii.gz"
-    picture = tmp_path / "inside.png"
-    planned.run("autosam2", "show", *channels, "-m", trained, "--truth", truth, "-o", picture)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_show_refuses_what_it_cannot_use(planned, trained: Path, images: Path, tmp_path: Path) -> None:
-    channels = sorted(images.glob("phantom_001_*.nii.gz"))
-    broken = tmp_path / "broken_0003.nii.gz"
-    broken.write_bytes(channels[3].read_bytes()[:2000])
-    picture = tmp_path / "inside.png"
-    for files, message in (
-        ([images / "nothing.nii.gz"], "nothing.nii.gz does not exist"),
-        (channels[:1], "4 channels"),
-        ([*channels[:3], broken], "broken_0003.nii.gz cannot be read"),
-    ):
-        output = planned.run("autosam2", "show", *files, "-m", trained, "-o", picture, expected=1)
-        assert message in output
-        assert "Traceback" not in output
-        assert not picture.exists()
