@@ -30,6 +30,7 @@ setup(
         "SimpleITK>=2.3,<3",
         "nibabel>=5.2,<6",
         "huggingface-hub>=0.30,<3",
+        "peft>=0.18,<1",
         "click>=8.1,<9",
         "matplotlib>=3.8,<4",
         "numpy>=1.26,<3",

@@ -19,8 +19,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fusion": ("fixed", "gated"),
     "backbone": ("autosam2",),
     "sam2_model": SAM2_MODELS,
-    "sam2_tuning": ("frozen", "decoder", "full"),
+    "sam2_tuning": ("frozen", "decoder", "lora", "full"),
     "sam2_precision": ("auto", "float32", "bfloat16"),
+    "propagation": ("linear", "memory"),
 }
 FRACTIONS = ("slice_fraction", "bg_blend", "tumor_blend")
 NOT_NEGATIVE = (
@@ -35,6 +36,7 @@ NOT_NEGATIVE = (
 POSITIVE = (
     "initial_lr",
     "early_stopping_patience",
+    "lora_rank",
     "sam2_chunk_size",
     "num_epochs",
     "num_iterations_per_epoch",
@@ -62,6 +64,13 @@ class AutoSAM2Config:
     # Prompts, per region and slice
     num_positive_points: int = 10
     num_negative_points: int = 3
+    box_prompt: bool = True
+    mask_prompt: bool = False
+    """The UNet's own probability as SAM2's mask prompt, beside points and box."""
+
+    # Between the slices that SAM2 has seen
+    propagation: str = "linear"
+    """`linear`: interpolates SAM2's masks. `memory`: a prediction tracks them with SAM2's memory for videos."""
 
     # Fusion
     fusion: str = "gated"
@@ -79,9 +88,11 @@ class AutoSAM2Config:
     sam2_image_size: int = 512
     """Side length in pixels to which a slice is resized for SAM2."""
     sam2_tuning: str = "decoder"
-    """What trains: nothing of SAM2 (`frozen`), mask decoder and prompt tokens (`decoder`), everything (`full`)."""
+    """What of SAM2 trains: nothing (`frozen`), mask decoder and prompt tokens (`decoder`), these and low-rank adapters
+    in the image encoder (`lora`), everything (`full`)."""
+    lora_rank: int = 8
     sam2_precision: str = "auto"
-    """Of the image encoder. `auto`: bfloat16 where the device has units for it."""
+    """Of image encoder and memory. `auto`: bfloat16 where the device has units for it."""
     sam2_chunk_size: int = 16
     """Slices that go through the image encoder at once; halved for good when memory runs out."""
 

@@ -7,14 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
 import pytest
 
-from nnunet_autosam2 import trainers
+from nnunet_autosam2 import AutoSAM2, trainers
 from nnunet_autosam2.cli.main import COMMANDS, main
-from nnunet_autosam2.config import AutoSAM2Config
+from nnunet_autosam2.config import CHOICES, AutoSAM2Config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,7 +67,9 @@ def test_shown_options_exist() -> None:
         if line.startswith("autosam2 "):
             name, options = line.split()[1], re.findall(r" (--?[a-z][a-z-]*)", line.split("#")[0])
             command = main.get_command(context, name)
-            assert command is not None
+            if isinstance(command, click.Group):
+                command = command.get_command(context, line.split()[2])
+            assert command is not None, line
             assert set(options) <= {option for parameter in command.params for option in parameter.opts}, line
             shown |= set(options)
     assert {"-d", "--base", "--name", "-m"} <= shown
@@ -113,3 +116,27 @@ def test_standalone_example_runs(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
+
+
+def tuning_table() -> dict[str, dict[str, int]]:
+    """Names → `sam2_tuning` → number of trainable parameters, as docs/sam2.md has them."""
+    section = (ROOT / "docs" / "sam2.md").read_text(encoding="utf-8").split("# What trains\n", 1)[1].split("\n#", 1)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    tunings = [cell.strip("`") for cell in rows[0][2:]]
+    return {
+        row[1]: dict(zip(tunings, (int(cell.replace(",", "")) for cell in row[2:]), strict=True)) for row in rows[2:]
+    }
+
+
+@pytest.mark.parametrize("tuning", CHOICES["sam2_tuning"])
+def test_table_of_what_trains(tuning: str) -> None:
+    *rows, (_, everything) = (
+        (re.findall(r"`(.+?)`", names), counts[tuning]) for names, counts in tuning_table().items()
+    )
+    found = [0] * len(rows)
+    for name, parameter in AutoSAM2(4, sam2_tuning=tuning, mask_prompt=True).named_parameters():
+        row = next(i for i, (patterns, _) in enumerate(rows) if any(fnmatchcase(name, pattern) for pattern in patterns))
+        found[row] += parameter.numel() if parameter.requires_grad else 0
+    assert found == [count for _, count in rows]
+    without = AutoSAM2(4, sam2_tuning=tuning).parameters()
+    assert sum(parameter.numel() for parameter in without if parameter.requires_grad) == everything

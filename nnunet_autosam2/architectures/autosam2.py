@@ -11,7 +11,8 @@ from nnunet_autosam2 import weights
 from nnunet_autosam2.architectures.fusion import FixedFusion, GatedFusion, Reliability
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
-from nnunet_autosam2.architectures.reconstruction import SlicePositions, locate, reconstruct
+from nnunet_autosam2.architectures.propagation import propagate
+from nnunet_autosam2.architectures.reconstruction import SlicePositions, VolumeMasks, locate, reconstruct
 from nnunet_autosam2.architectures.sam2_branch import SAM2Branch, SliceMasks
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.architectures.unet import ResidualUNet3d, UNetOutput, resize
@@ -26,6 +27,8 @@ CHANGEABLE = (
     "tumor_blend",
     "num_positive_points",
     "num_negative_points",
+    "box_prompt",
+    "mask_prompt",
 )
 
 
@@ -57,7 +60,9 @@ class AutoSAM2(nn.Module):
         super().__init__()
         self.config = (config or AutoSAM2Config()).updated(parameters)
         self.num_classes = num_classes
-        self._check_channels(in_channels)
+        rgb = self.config.rgb_channels
+        if rgb is not None and max(rgb) >= in_channels:
+            raise ConfigurationError(f"rgb_channels = {list(rgb)} is not possible: there are {in_channels} channels.")
         self.unet = ResidualUNet3d(in_channels, num_classes, strides, self.config.enable_unet_decoder)
         self.sam2_branch: SAM2Branch | None = None
         self.fusion: FixedFusion | GatedFusion | None = None
@@ -69,15 +74,23 @@ class AutoSAM2(nn.Module):
         self.sam2_has_weights = False
         self.set_deep_supervision(False)
 
-    def forward(self, volume: Tensor) -> Tensor | AutoSAM2Output:
-        """[B, C, D, H, W], z-scores → logits [B, num_classes, D, H, W], or AutoSAM2Output under deep supervision."""
+    def forward(self, volume: Tensor, foreground: Tensor | None = None) -> Tensor | AutoSAM2Output:
+        """[B, C, D, H, W], z-scores → logits [B, num_classes, D, H, W], or AutoSAM2Output under deep supervision.
+
+        Args:
+            foreground: [B, R, D, H, W], probabilities of the regions (or foreground classes) from elsewhere, to
+                select slices and prompts by in the place of the UNet's.
+        """
         size, volume = volume.shape[2:], self._pad(volume)
         unet = self.unet(volume, self.config.enable_unet_decoder)
         if not self.config.uses_sam2:
             return self._output(unet.logits[0], unet.logits, None, size)
-        slices = self._select_slices(unet.logits[0][:, :, : size[0]])
-        masks, prompted = self._ask_sam2(volume, unet, slices)
-        logits = self._fuse(unet.logits[0], masks, locate(slices, prompted, volume.shape[2]))
+        foreground = self._foreground(unet.logits[0]) if foreground is None else self._pad(foreground)
+        slices = select_slices(foreground[:, :, : size[0]], num_slices(size[0], self.config.slice_fraction))
+        prompted = self._worth_asking(foreground, slices)
+        positions = locate(slices, prompted, volume.shape[2])
+        masks, volume_masks = self._ask_sam2(volume, unet, foreground, slices, prompted, positions)
+        logits = self._fuse(unet.logits[0], volume_masks, positions)
         return self._output(logits, unet.logits, self._sam2_masks(masks, slices, prompted), size)
 
     def _foreground(self, logits: Tensor) -> Tensor:
@@ -85,32 +98,44 @@ class AutoSAM2(nn.Module):
         logits = logits.detach().float()
         return logits.sigmoid() if self.config.region_based else logits.softmax(1)[:, 1:]
 
-    def _select_slices(self, logits: Tensor) -> Tensor:
-        return select_slices(self._foreground(logits), num_slices(logits.shape[2], self.config.slice_fraction))
+    def _worth_asking(self, foreground: Tensor, slices: Tensor) -> Tensor:
+        """[B, K]: all of them in training; a prediction leaves out those without foreground."""
+        present = (take_slices(foreground, slices) > THRESHOLD).flatten(1).any(1) | self.training
+        return present.view(slices.shape)
 
-    def _ask_sam2(self, volume: Tensor, unet: UNetOutput, slices: Tensor) -> tuple[SliceMasks, Tensor]:
-        """Masks [B, R, K, ...] of the selected slices and [B, K], on which of them SAM2 was asked.
-
-        All of them in training; a prediction leaves out those where the UNet sees nothing, which keep its opinion.
-        """
-        own = take_slices(unet.logits[0].detach().float(), slices)
-        probabilities = self._foreground(own)
-        prompted = (probabilities > THRESHOLD).flatten(1).any(1) | self.training
-        masks = self._unprompted(own)
+    def _ask_sam2(
+        self,
+        volume: Tensor,
+        unet: UNetOutput,
+        foreground: Tensor,
+        slices: Tensor,
+        prompted: Tensor,
+        positions: SlicePositions,
+    ) -> tuple[SliceMasks, VolumeMasks]:
+        """Masks [B, R, K, ...] of the selected slices, the UNet's where SAM2 is not asked, and those of all slices."""
+        by_slice = self._unprompted(take_slices(unet.logits[0].detach().float(), slices))
+        answers = None
         if bool(prompted.any()):
             features = resize(unet.middle_features, (volume.shape[2], *unet.middle_features.shape[3:]))
-            masks = masks.replaced(
-                prompted,
-                self._branch()(
-                    take_slices(volume, slices)[prompted],
-                    take_slices(features, slices)[prompted],
-                    probabilities[prompted],
-                    self.config.num_positive_points,
-                    self.config.num_negative_points,
-                ),
+            asked = prompted.flatten()
+            answers = self._branch()(
+                take_slices(volume, slices)[asked],
+                take_slices(features, slices)[asked],
+                take_slices(foreground, slices)[asked],
+                self.config,
             )
-        batched = (values.unflatten(0, slices.shape).transpose(1, 2) for values in masks)
-        return SliceMasks(*batched), prompted.view(slices.shape)
+            by_slice = by_slice.replaced(asked, answers.masks)
+        masks = SliceMasks(*(values.unflatten(0, slices.shape).transpose(1, 2) for values in by_slice))
+        volume_masks = reconstruct(masks, positions)
+        if answers is not None and self._tracks:
+            on_slices = torch.zeros_like(positions.covered).scatter(1, slices, prompted)
+            volume_masks = propagate(self._branch(), volume, features, on_slices, answers, positions, volume_masks)
+        return masks, volume_masks
+
+    @property
+    def _tracks(self) -> bool:
+        """Predictions alone: nnU-Net validates during a training with deep supervision, and often."""
+        return self.config.propagation == "memory" and not (self.training or self.unet.deep_supervision)
 
     def _unprompted(self, logits: Tensor) -> SliceMasks:
         """The UNet's logits [N, C, H, W] in the place of SAM2's."""
@@ -121,16 +146,16 @@ class AutoSAM2(nn.Module):
         labels = torch.full(points.shape[:-1], NOT_A_POINT, dtype=torch.int32, device=logits.device)
         return SliceMasks(regions, scores, torch.zeros_like(scores), points, labels)
 
-    def _fuse(self, unet: Tensor, masks: SliceMasks, positions: SlicePositions) -> Tensor:
+    def _fuse(self, unet: Tensor, masks: VolumeMasks, positions: SlicePositions) -> Tensor:
         """Where SAM2's masks do not reach, the UNet stands alone."""
         with torch.autocast(unet.device.type, enabled=False):
             unet = unet.float()
-            fused = sam2 = self._with_background(reconstruct(masks.logits, positions))
+            fused = sam2 = self._with_background(masks.logits)
             if self.config.enable_unet_decoder:
                 assert self.fusion is not None
                 reliability = Reliability(
-                    self._with_average(reconstruct(masks.predicted_iou, positions)),
-                    self._with_average(reconstruct(masks.object_score.sigmoid(), positions)),
+                    self._with_average(masks.predicted_iou),
+                    self._with_average(masks.presence),
                     1 / (1 + positions.distance[:, None]),
                 )
                 fused = self.fusion(unet, sam2, reliability, self._blends(), self.config.region_based)
@@ -234,16 +259,6 @@ class AutoSAM2(nn.Module):
                 "This network was built without the UNet's decoder. Build it with enable_unet_decoder=True."
             )
         self.config = config
-
-    def _check_channels(self, in_channels: int) -> None:
-        """What AutoSAM2Config cannot know: the numbers of channels."""
-        rgb, class_weights = self.config.rgb_channels, self.config.class_weights
-        if rgb is not None and max(rgb) >= in_channels:
-            raise ConfigurationError(f"rgb_channels = {list(rgb)} is not possible: there are {in_channels} channels.")
-        if class_weights is not None and len(class_weights) != self.num_classes:
-            raise ConfigurationError(
-                f"class_weights has {len(class_weights)} entries, but the network has {self.num_classes} outputs."
-            )
 
 
 def take_slices(volume: Tensor, slices: Tensor) -> Tensor:

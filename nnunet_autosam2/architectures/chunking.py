@@ -16,17 +16,19 @@ logger = logging.getLogger(__name__)
 class Chunked:
     """Calls a function on chunks of its arguments and joins what it returns, a NamedTuple of tensors.
 
-    Out of memory halves the chunk for good and tries again. With gradients, the activations within a chunk are
-    computed again in the backward pass instead of being kept, if there is more than one chunk.
+    Out of memory halves the chunk for good and tries again.
 
     Args:
         size: length of a chunk along dimension 0.
         name: for messages.
+        recompute: with gradients and more than one chunk, compute the activations within a chunk again in the
+            backward pass instead of keeping them.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, recompute: bool = True) -> None:
         self.size = size
         self.name = name
+        self.recompute = recompute
 
     def __call__(self, function: Callable[..., tuple], *arguments: Tensor) -> Any:
         """
@@ -54,7 +56,7 @@ class Chunked:
         chunks = list(zip(*(argument.split(self.size) for argument in arguments), strict=True))
         if len(chunks) == 1:
             return function(*chunks[0])
-        if torch.is_grad_enabled():
+        if self.recompute and torch.is_grad_enabled():
             parts = [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
         else:
             parts = [function(*chunk) for chunk in chunks]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.sam2_branch import SliceMasks
+
 
 class SlicePositions(NamedTuple):
     """How every slice of a volume relates to the K slices that were selected for SAM2."""
@@ -16,6 +18,21 @@ class SlicePositions(NamedTuple):
     """[B, D], False beyond the outermost selected slices, and where none of the nearest was shown to SAM2"""
     distance: Tensor
     """[B, D], slices to the nearest selected one"""
+    nearest: Tensor
+    """[B, D], position of that one"""
+    opposite: Tensor
+    """[B, D], position of the nearest selected one on the other side"""
+
+
+class VolumeMasks(NamedTuple):
+    """SAM2's masks and their scores on every slice."""
+
+    logits: Tensor
+    """[B, R, D, H, W]"""
+    predicted_iou: Tensor
+    """[B, R, D], 0 to 1"""
+    presence: Tensor
+    """[B, R, D], probability that the region is on the slice"""
 
 
 def locate(slices: Tensor, prompted: Tensor, depth: int) -> SlicePositions:
@@ -34,10 +51,17 @@ def locate(slices: Tensor, prompted: Tensor, depth: int) -> SlicePositions:
     weights = F.one_hot(below, count) * (1 - fraction)[..., None] + F.one_hot(above, count) * fraction[..., None]
     within = (every >= slices[:, :1]) & (every <= slices[:, -1:])
     covered = within & (weights @ prompted[..., None].to(weights.dtype) > 0)[..., 0]
-    distance = torch.minimum((every - lower).abs(), (upper - every).abs())
-    return SlicePositions(weights, covered, distance)
+    to_lower, to_upper = (every - lower).abs(), (upper - every).abs()
+    nearest, opposite = (torch.where(to_lower <= to_upper, *ends) for ends in ((lower, upper), (upper, lower)))
+    return SlicePositions(weights, covered, torch.minimum(to_lower, to_upper), nearest, opposite)
 
 
-def reconstruct(values: Tensor, positions: SlicePositions) -> Tensor:
-    """[B, R, K, ...] on the processed slices → [B, R, D, ...] on all of them."""
+def interpolate(values: Tensor, positions: SlicePositions) -> Tensor:
+    """[B, R, K, ...] on the selected slices → [B, R, D, ...] on all of them, linearly."""
     return torch.einsum("bdk,brk...->brd...", positions.weights.to(values.dtype), values)
+
+
+def reconstruct(masks: SliceMasks, positions: SlicePositions) -> VolumeMasks:
+    """Masks [B, R, K, ...] and their scores, interpolated to all slices."""
+    values = (masks.logits, masks.predicted_iou, masks.object_score.sigmoid())
+    return VolumeMasks(*(interpolate(value, positions) for value in values))

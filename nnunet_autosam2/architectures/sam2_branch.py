@@ -1,5 +1,7 @@
 """The SAM2 half of the network, on a batch of slices."""
 
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,8 +12,18 @@ from nnunet_autosam2.architectures.bridge import Bridge
 from nnunet_autosam2.architectures.chunking import Chunked
 from nnunet_autosam2.architectures.mri_to_rgb import MRIToRGB
 from nnunet_autosam2.architectures.prompts import Prompts, generate_prompts
-from nnunet_autosam2.architectures.sam2_model import SAM2, ImageEmbeddings, MaskPrediction, supports_bfloat16
+from nnunet_autosam2.architectures.sam2_model import (
+    SAM2,
+    ImageEmbeddings,
+    MaskPrediction,
+    Memory,
+    supports_bfloat16,
+)
+from nnunet_autosam2.architectures.tuning import ENCODER_TRAINS, set_tuning
 from nnunet_autosam2.config import AutoSAM2Config
+
+CERTAIN = 1e-6
+"""Probabilities nearer to 0 or 1 are not told apart in a mask prompt."""
 
 
 class SliceMasks(NamedTuple):
@@ -33,6 +45,15 @@ class SliceMasks(NamedTuple):
         return SliceMasks(*(own.index_put((asked,), new) for own, new in zip(self, answers, strict=True)))
 
 
+class Answers(NamedTuple):
+    """Of SAM2 on N slices and R regions."""
+
+    masks: SliceMasks
+    embeddings: ImageEmbeddings
+    prediction: MaskPrediction
+    """As from SAM2.decode, with the regions in dimension 1"""
+
+
 class SAM2Branch(nn.Module):
     """MRI to RGB, image encoder, bridge, prompts and mask decoder.
 
@@ -41,29 +62,32 @@ class SAM2Branch(nn.Module):
 
     def __init__(self, in_channels: int, middle_channels: int, num_regions: int, config: AutoSAM2Config) -> None:
         super().__init__()
-        self.sam2 = SAM2(config.sam2_model, config.sam2_image_size, config.sam2_tuning)
+        self.sam2 = SAM2.build(config.sam2_model, config.sam2_image_size, memory=config.propagation == "memory")
+        set_tuning(self.sam2, config.sam2_tuning, config.lora_rank, config.mask_prompt)
         rgb_channels = config.rgb_channels or tuple(i % in_channels for i in range(3))
         self.mri_to_rgb = MRIToRGB(in_channels, rgb_channels, config.sam2_image_size)
-        self.bridge = Bridge(middle_channels, num_regions, self.sam2.embedding_size)
-        self.encoder_trains = config.sam2_tuning == "full"
+        self.bridge = Bridge(middle_channels, num_regions, self.sam2.sam_image_embedding_size)
+        self.encoder_trains = config.sam2_tuning in ENCODER_TRAINS
         self.mri_to_rgb.requires_grad_(self.encoder_trains)
         self.precision = config.sam2_precision
-        self.encoder_chunks = Chunked(config.sam2_chunk_size, "image encoder")
+        self.encoder_chunks = Chunked(config.sam2_chunk_size, "image encoder", recompute=not self.encoder_trains)
         self.decoder_chunks = Chunked(config.sam2_chunk_size, "mask decoder")
 
-    def forward(
-        self, slices: Tensor, features: Tensor, probabilities: Tensor, num_positive: int, num_negative: int
-    ) -> SliceMasks:
+    def forward(self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config) -> Answers:
         """
         Args:
             slices: [N, C, H, W] z-scores.
             features: [N, F, H / 4, W / 4] of the UNet.
             probabilities: [N, R, H, W], the UNet's opinion, for the prompts.
-            num_positive, num_negative: points a region and slice.
+            config: which prompts.
         """
         embeddings = self.encode(slices)
         dense = self.bridge(features)
-        prompts = generate_prompts(probabilities.flatten(0, 1), num_positive, num_negative)
+        if config.mask_prompt:
+            dense = dense + self.mask_prompt(probabilities)
+        prompts = generate_prompts(
+            probabilities.flatten(0, 1), config.num_positive_points, config.num_negative_points, box=config.box_prompt
+        )
         return self.decode(embeddings, prompts, dense, probabilities.shape)
 
     def encode(self, slices: Tensor) -> ImageEmbeddings:
@@ -80,29 +104,69 @@ class SAM2Branch(nn.Module):
         half = self.precision == "bfloat16" or (self.precision == "auto" and supports_bfloat16(device))
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
-    def decode(self, embeddings: ImageEmbeddings, prompts: Prompts, dense: Tensor, size: torch.Size) -> SliceMasks:
+    def mask_prompt(self, probabilities: Tensor) -> Tensor:
+        """[N, R, H, W] → dense prompts [N, R, 256, S / 16, S / 16]."""
+        logits = torch.logit(probabilities.float(), eps=CERTAIN)
+        logits = F.interpolate(logits, size=(self.sam2.image_size // 4,) * 2, mode="bilinear", align_corners=False)
+        return self.sam2.mask_prompt(logits.flatten(0, 1)).unflatten(0, probabilities.shape[:2])
+
+    def decode(self, embeddings: ImageEmbeddings, prompts: Prompts, dense: Tensor, size: torch.Size) -> Answers:
         """Masks of `size` [N, R, H, W] from N embeddings and N · R prompts."""
         n, regions, height, width = size
         points = prompts.points.view(n, regions, -1, 2)
         labels = prompts.labels.view(n, regions, -1)
         scale = points.new_tensor([self.sam2.image_size / width, self.sam2.image_size / height])
-        masks = self.decoder_chunks(self._decode_chunk, *embeddings, points * scale, labels, dense)
-        logits = F.interpolate(masks.logits.float(), size=(height, width), mode="bilinear", align_corners=False)
-        return SliceMasks(logits, masks.predicted_iou.float(), masks.object_score.float(), points, labels)
+        prediction = self.decoder_chunks(self._decode_chunk, *embeddings, points * scale, labels, dense)
+        return Answers(self.to_slices(prediction, size, points, labels), embeddings, prediction)
 
     def _decode_chunk(
         self, image: Tensor, fine: Tensor, middle: Tensor, points: Tensor, labels: Tensor, dense: Tensor
     ) -> MaskPrediction:
-        """As SAM2.decode, with the regions in dimension 1 of points, labels, dense prompts and result."""
         regions = labels.shape[1]
+        embeddings = ImageEmbeddings(*repeated((image, fine, middle), regions))
+        prediction = self.sam2.decode(embeddings, points.flatten(0, 1), labels.flatten(0, 1), dense.flatten(0, 1))
+        return MaskPrediction(*by_region(prediction, regions))
 
-        def repeated(x: Tensor) -> Tensor:
-            return x.repeat_interleave(regions, dim=0)
+    def to_slices(self, prediction: MaskPrediction, size: torch.Size, points: Tensor, labels: Tensor) -> SliceMasks:
+        """Masks at the resolution of the slices, `size` [N, R, H, W]."""
+        logits = F.interpolate(prediction.logits, size=size[2:], mode="bilinear", align_corners=False)
+        return SliceMasks(logits, prediction.predicted_iou, prediction.object_score, points, labels)
 
-        masks = self.sam2.decode(
-            ImageEmbeddings(repeated(image), repeated(fine), repeated(middle)),
-            points.flatten(0, 1),
-            labels.flatten(0, 1),
-            dense.flatten(0, 1),
-        )
-        return MaskPrediction(*(values.unflatten(0, (-1, regions)) for values in masks))
+    def remember(self, embeddings: ImageEmbeddings, prediction: MaskPrediction) -> Memory:
+        """SAM2's memory [N, R, ...] of N slices and their masks."""
+        return self.decoder_chunks(self._remember_chunk, embeddings.image, *prediction)
+
+    def _remember_chunk(self, image: Tensor, *prediction: Tensor) -> Memory:
+        regions = prediction[0].shape[1]
+        with self._precision(image.device):
+            (repeated_image,) = repeated((image,), regions)
+            memory = self.sam2.remember(
+                repeated_image, MaskPrediction(*(values.flatten(0, 1) for values in prediction))
+            )
+        return Memory(*by_region(memory, regions))
+
+    def recall(self, embeddings: ImageEmbeddings, dense: Tensor, memories: Memory, length: int) -> MaskPrediction:
+        """Masks [N, R, ...] of N slices from M memories [N, M, R, ...] of each, in the order of SAM2.recall."""
+        return self.decoder_chunks(partial(self._recall_chunk, length), *embeddings, dense, *memories)
+
+    def _recall_chunk(
+        self, length: int, image: Tensor, fine: Tensor, middle: Tensor, dense: Tensor, *memories: Tensor
+    ) -> MaskPrediction:
+        regions = dense.shape[1]
+        embeddings = ImageEmbeddings(*repeated((image, fine, middle), regions))
+        each = [
+            Memory(*values) for values in zip(*(value.transpose(0, 1).flatten(1, 2) for value in memories), strict=True)
+        ]
+        with self._precision(image.device):
+            prediction = self.sam2.recall(embeddings, dense.flatten(0, 1), each, length)
+        return MaskPrediction(*by_region(prediction, regions))
+
+
+def repeated(values: Iterable[Tensor], regions: int) -> Iterator[Tensor]:
+    """[N, ...] → [N · R, ...], every slice once a region."""
+    return (value.repeat_interleave(regions, dim=0) for value in values)
+
+
+def by_region(values: Iterable[Tensor], regions: int) -> Iterator[Tensor]:
+    """[N · R, ...] → [N, R, ...] in float32."""
+    return (value.float().unflatten(0, (-1, regions)) for value in values)

@@ -1,17 +1,19 @@
-"""The parts of SAM2 that segment single images, built by the sam2 package, with the names of official checkpoints."""
+"""SAM2 as its package builds it, with the names of official checkpoints, for batches of slices with their prompts."""
 
 from typing import NamedTuple
 
 import torch
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
-from torch import Tensor, nn
+from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
+from torch import Tensor
+from torch.nn import functional as F
 
-BACKBONE_STRIDE = 16
+from nnunet_autosam2.weights import VIDEO_MEMORY
 
 
 class ImageEmbeddings(NamedTuple):
     image: Tensor
-    """[N, 256, S / 16, S / 16]"""
+    """[N, 256, S / 16, S / 16], before any memory"""
     fine: Tensor
     """[N, 32, S / 4, S / 4]"""
     middle: Tensor
@@ -25,56 +27,52 @@ class MaskPrediction(NamedTuple):
     """[N], 0 to 1"""
     object_score: Tensor
     """[N], logit"""
+    token: Tensor
+    """[N, 256], of the mask, for SAM2's memory"""
 
 
-class SAM2(nn.Module):
-    """Image encoder, prompt encoder and mask decoder (Ravi et al., SAM 2, 2024), without the video memory.
+class Memory(NamedTuple):
+    """What SAM2 remembers of a slice and its mask."""
 
-    The weights are random until a checkpoint is loaded.
+    features: Tensor
+    """[N, 64, S / 16, S / 16]"""
+    pointer: Tensor
+    """[N, 256], of the object"""
 
-    Args:
-        model: for example `sam2.1-hiera-tiny`.
-        image_size: side length S of the images in pixels.
-        tuning: what trains, see `AutoSAM2Config.sam2_tuning`.
+
+class SAM2(SAM2Base):
+    """Image encoder, prompt encoder and mask decoder (Ravi et al., SAM 2, 2024), and its memory if that was asked for.
+
+    Made by `SAM2.build`. The weights are random until a checkpoint is loaded.
     """
 
-    def __init__(self, model: str, image_size: int, tuning: str) -> None:
-        super().__init__()
+    @classmethod
+    def build(cls, model: str, image_size: int, *, memory: bool = False) -> "SAM2":
+        """
+        Args:
+            model: for example `sam2.1-hiera-tiny`.
+            image_size: side length S of the images in pixels.
+            memory: keep the parts for video, which `remember` and `recall` need.
+        """
         config_file, _ = HF_MODEL_ID_TO_FILENAMES[f"facebook/{model}"]
-        complete = build_sam2(
+        sam2 = build_sam2(
             config_file,
             device="cpu",
-            hydra_overrides_extra=[f"++model.image_size={image_size}"],
+            hydra_overrides_extra=[
+                f"++model._target_={cls.__module__}.{cls.__qualname__}",
+                f"++model.image_size={image_size}",
+            ],
             apply_postprocessing=False,
         )
-        self.image_encoder = complete.image_encoder
-        self.no_mem_embed = complete.no_mem_embed
-        self.sam_prompt_encoder = complete.sam_prompt_encoder
-        self.sam_mask_decoder = complete.sam_mask_decoder
-        self.image_size = image_size
-        self.embedding_size = image_size // BACKBONE_STRIDE
-        self._set_trainable(tuning)
-
-    def _set_trainable(self, tuning: str) -> None:
-        self.requires_grad_(tuning == "full")
-        if tuning == "frozen":
-            return
-        self.sam_prompt_encoder.requires_grad_(True)
-        self.sam_mask_decoder.requires_grad_(True)
-        # These two run once an image, within the encoder's pass.
-        for projection in (self.sam_mask_decoder.conv_s0, self.sam_mask_decoder.conv_s1):
-            projection.requires_grad_(tuning == "full")
-        # Without a part in the prediction: mask prompts, and the three alternatives to the one mask that is used.
-        self.sam_prompt_encoder.mask_downscaling.requires_grad_(False)
-        self.sam_mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
+        if not memory:
+            for name in VIDEO_MEMORY & {*sam2._parameters, *sam2._modules}:
+                delattr(sam2, name)
+        return sam2
 
     def encode(self, images: Tensor) -> ImageEmbeddings:
         """[N, 3, S, S], normalised → embeddings for the mask decoder."""
-        features = self.image_encoder(images)["backbone_fpn"]
-        decoder = self.sam_mask_decoder
-        # As SAM2ImagePredictor does: a single image is a video without a memory.
-        image = features[2] + self.no_mem_embed.view(1, -1, 1, 1)
-        return ImageEmbeddings(image, decoder.conv_s0(features[0]), decoder.conv_s1(features[1]))
+        fine, middle, image = self.forward_image(images)["backbone_fpn"]
+        return ImageEmbeddings(image, fine, middle)
 
     def decode(self, embeddings: ImageEmbeddings, points: Tensor, labels: Tensor, dense: Tensor) -> MaskPrediction:
         """One mask for each of N prompted images.
@@ -85,8 +83,13 @@ class SAM2(nn.Module):
             labels: [N, P]: 1 positive, 0 negative, 2 and 3 the corners of a box, -1 not a point.
             dense: [N, 256, S / 16, S / 16], added to SAM2's own dense prompt.
         """
+        # As SAM2ImagePredictor does: a single image is a video without a memory.
+        image = embeddings.image + self.no_mem_embed.view(1, -1, 1, 1)
+        return self._decode(embeddings._replace(image=image), points, labels, dense)
+
+    def _decode(self, embeddings: ImageEmbeddings, points: Tensor, labels: Tensor, dense: Tensor) -> MaskPrediction:
         sparse, no_mask = self.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
-        masks, iou, _, object_score = self.sam_mask_decoder(
+        masks, iou, tokens, object_score = self.sam_mask_decoder(
             image_embeddings=embeddings.image,
             image_pe=self.sam_prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
@@ -95,7 +98,71 @@ class SAM2(nn.Module):
             repeat_image=False,
             high_res_features=[embeddings.fine, embeddings.middle],
         )
-        return MaskPrediction(masks[:, 0], iou[:, 0], object_score[:, 0])
+        return MaskPrediction(masks[:, 0], iou[:, 0], object_score[:, 0], tokens[:, 0])
+
+    def mask_prompt(self, logits: Tensor) -> Tensor:
+        """Mask logits [N, S / 4, S / 4] → [N, 256, S / 16, S / 16], a dense prompt for `decode`.
+
+        It is the difference to SAM2's embedding of "no mask", and 0 for a mask that is empty.
+        """
+        prompt = self.sam_prompt_encoder.mask_downscaling(logits[:, None])
+        difference = prompt - self.sam_prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        return torch.where((logits > 0).flatten(1).any(1)[:, None, None, None], difference, 0)
+
+    def remember(self, image: Tensor, masks: MaskPrediction) -> Memory:
+        """What later slices need to know of N slices, `image` [N, 256, S / 16, S / 16], and of their masks."""
+        present = masks.object_score[:, None] > 0
+        logits = torch.where(present[..., None, None], masks.logits[:, None].float(), NO_OBJ_SCORE)
+        features, _ = self._encode_new_memory(
+            [_tokens(image)],
+            [image.shape[-2:]],
+            F.interpolate(logits, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False),
+            masks.object_score[:, None],
+            is_mask_from_pts=False,
+        )
+        return Memory(features, torch.where(present, self.obj_ptr_proj(masks.token), self.no_obj_ptr))
+
+    def recall(self, embeddings: ImageEmbeddings, dense: Tensor, memories: list[Memory], length: int) -> MaskPrediction:
+        """Masks of N slices without points, from the memory of others.
+
+        Args:
+            embeddings, dense: N slices, as for `decode`.
+            memories: of the selected slice where the path to these slices starts, of the one on their other side,
+                and of those on the path in order; these slices are the next.
+            length: of the whole volume in slices.
+        """
+        start, end, *path = memories
+        positions = self.image_encoder.neck.position_encoding(embeddings.image)
+        memory_positions = self.memory_encoder.position_encoding(start.features)
+
+        def entry(memory: Memory) -> dict:
+            return {
+                "maskmem_features": memory.features,
+                "maskmem_pos_enc": [memory_positions],
+                "obj_ptr": memory.pointer,
+            }
+
+        frame = len(path) + 1
+        image = self._prepare_memory_conditioned_features(
+            frame,
+            False,
+            [_tokens(embeddings.image)],
+            [_tokens(positions)],
+            [embeddings.image.shape[-2:]],
+            {
+                "cond_frame_outputs": {0: entry(start), frame + 1: entry(end)},
+                "non_cond_frame_outputs": {i: entry(memory) for i, memory in enumerate(path, start=1)},
+            },
+            length,
+        )
+        points = image.new_zeros(len(image), 1, 2)
+        labels = torch.full(points.shape[:2], -1, dtype=torch.int32, device=image.device)
+        return self._decode(embeddings._replace(image=image), points, labels, dense)
+
+
+def _tokens(image: Tensor) -> Tensor:
+    """[N, C, H, W] → [H · W, N, C]"""
+    return image.flatten(2).permute(2, 0, 1)
 
 
 def supports_bfloat16(device: torch.device) -> bool:

@@ -25,6 +25,7 @@ DISTRIBUTIONS = (
     "nnunetv2",
     "torch",
     "sam2",
+    "peft",
     "dynamic-network-architectures",
     "batchgenerators",
     "SimpleITK",
@@ -140,7 +141,7 @@ def _weights(config: AutoSAM2Config) -> Iterator[Finding]:
     if source.kind == "hub":
         weights.require_reachable(config)
     if source.path:
-        sam2 = SAM2(config.sam2_model, config.sam2_image_size, config.sam2_tuning)
+        sam2 = SAM2.build(config.sam2_model, config.sam2_image_size, memory=config.propagation == "memory")
         weights.load_into(sam2, weights.read_checkpoint(source.path), source.path)
     status = "note" if source.kind == "random" else "ok"
     yield Finding(status, WEIGHTS, f"{config.sam2_model}: {source.description}")

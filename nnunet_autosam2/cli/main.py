@@ -8,11 +8,13 @@ from nnunet_autosam2.errors import AutoSAM2Error
 
 COMMANDS = {
     "doctor": "doctor",
+    "weights": "weights",
     "configure": "configure",
     "convert-brats": "convert_brats",
     "predictions-to-brats": "predictions_to_brats",
     "make-phantom": "make_phantom",
     "show": "show",
+    "merge-adapters": "merge_adapters",
 }
 
 

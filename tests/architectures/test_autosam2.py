@@ -243,7 +243,6 @@ def test_set_mode_refuses_what_is_not_there(make_network, built, changes, messag
     ("parameters", "message"),
     [
         ({"rgb_channels": (0, 1, 2)}, "rgb_channels.*2 channels"),
-        ({"class_weights": (1.0, 2.0)}, "class_weights has 2 entries.*3 outputs"),
         ({"slice_fracton": 0.3}, "Did you mean slice_fraction"),
     ],
 )
@@ -289,11 +288,14 @@ def train_step(network: AutoSAM2, volume: torch.Tensor) -> torch.Tensor:
         ("UNet only", "gated", "decoder", False),
         *(("SAM2 only", "gated", "decoder", regions) for regions in (True, False)),
         *(("hybrid", fusion, "decoder", regions) for fusion in ("fixed", "gated") for regions in (True, False)),
-        *((mode, "gated", tuning, True) for mode in ("hybrid", "SAM2 only") for tuning in ("frozen", "full")),
+        *((mode, "gated", tuning, True) for mode in ("hybrid", "SAM2 only") for tuning in ("frozen", "lora", "full")),
     ],
 )
 def test_what_trains_gets_a_gradient_and_nothing_else_does(make_network, mode, fusion, tuning, region_based):
     network = make_network(fusion=fusion, sam2_tuning=tuning, region_based=region_based, **MODES[mode])
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:  # while it is 0, as at the start, its partner has no gradient
+            torch.nn.init.normal_(parameter, std=0.02)
     assert train_step(decided(network), make_volume(2)).isfinite()
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
@@ -320,7 +322,9 @@ def test_none_is_unused_where_the_unet_sees_nothing(make_network, mode):
 
 @pytest.mark.parametrize(("dtype", "region_based"), [(torch.bfloat16, False), (torch.float16, True)], ids=str)
 def test_training_step_in_half_precision(make_network, dtype, region_based):
-    network = decided(make_network(region_based=region_based))
+    # Four voxels a side at the bottom: on some CPUs torch's bfloat16 gradient of a convolution over 2 is garbage.
+    strides = ((2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+    network = decided(make_network(region_based=region_based, strides=strides))
     with torch.autocast("cpu", dtype=dtype):
         assert train_step(network, make_volume(size=(16, 16, 16))).isfinite()
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]

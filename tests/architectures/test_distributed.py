@@ -17,7 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
 
-MODES = {"hybrid": {}, "UNet only": {"enable_sam2": False}, "SAM2 only": {"enable_unet_decoder": False}}
+MODES = {
+    "hybrid": {},
+    "UNet only": {"enable_sam2": False},
+    "SAM2 only": {"enable_unet_decoder": False},
+    "adapters": {"sam2_tuning": "lora"},
+    "all of SAM2 trains": {"sam2_tuning": "full"},
+    "mask prompts": {"mask_prompt": True},
+}
 
 
 def join(rank: int, folder: str | Path) -> None:
@@ -54,7 +61,7 @@ def gather(network: AutoSAM2) -> list[torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
-def test_two_processes_stay_identical_in_every_mode(tmp_path):
+def test_two_processes_stay_identical_in_every_mode_and_tuning(tmp_path):
     other = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
     join(0, tmp_path)
     try:

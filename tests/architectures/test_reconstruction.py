@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_autosam2.architectures.reconstruction import locate, reconstruct
+from nnunet_autosam2.architectures.reconstruction import interpolate, locate, reconstruct
+from nnunet_autosam2.architectures.sam2_branch import SliceMasks
 
 DEPTH = 12
 SLICES = torch.tensor([[0, 3, 4, 11], [2, 5, 7, 8]])
@@ -11,7 +12,7 @@ ALL = torch.ones_like(SLICES, dtype=torch.bool)
 
 def test_between_slices_it_is_linear_interpolation():
     values = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
-    volume = reconstruct(values, locate(SLICES, ALL, DEPTH))
+    volume = interpolate(values, locate(SLICES, ALL, DEPTH))
     assert volume.shape == (2, 3, DEPTH, 5, 6)
     for index in np.ndindex(2, 3, 5, 6):
         b, r, y, x = index
@@ -21,7 +22,7 @@ def test_between_slices_it_is_linear_interpolation():
 
 def test_processed_slices_come_back_exactly():
     values = torch.randn(2, 3, 4, 5, 6)
-    volume = reconstruct(values, locate(SLICES, ALL, DEPTH))
+    volume = interpolate(values, locate(SLICES, ALL, DEPTH))
     for b in range(2):
         assert torch.equal(volume[b, :, SLICES[b]], values[b])
 
@@ -32,6 +33,14 @@ def test_covered_and_distance_as_plain_loops_find_them(slices):
     for b, chosen in enumerate(slices.tolist()):
         assert positions.covered[b].tolist() == [chosen[0] <= d <= chosen[-1] for d in range(DEPTH)]
         assert positions.distance[b].tolist() == [min(abs(d - s) for s in chosen) for d in range(DEPTH)]
+        for d in range(chosen[0] + 1, chosen[-1]):
+            ends = positions.nearest[b, d].item(), positions.opposite[b, d].item()
+            if d in chosen:
+                assert ends[0] == d
+                continue
+            below, above = max(s for s in chosen if s < d), min(s for s in chosen if s > d)
+            assert set(ends) == {below, above}
+            assert abs(ends[0] - d) == positions.distance[b, d]
 
 
 def test_between_two_slices_that_sam2_was_not_asked_about_nothing_is_covered():
@@ -50,11 +59,20 @@ def test_a_single_slice_covers_itself(only):
 
 def test_one_slice_volume():
     positions = locate(torch.tensor([[0]]), torch.tensor([[True]]), 1)
-    assert reconstruct(torch.tensor([[[7.0]]]), positions).tolist() == [[[7.0]]]
+    assert interpolate(torch.tensor([[[7.0]]]), positions).tolist() == [[[7.0]]]
     assert positions.covered.all()
 
 
 def test_scores_without_pixels_and_their_gradient():
     scores = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
     positions = locate(SLICES, ALL, DEPTH)
-    assert torch.autograd.gradcheck(lambda s: reconstruct(s, positions), scores)
+    assert torch.autograd.gradcheck(lambda s: interpolate(s, positions), scores)
+
+
+def test_object_scores_are_interpolated_as_probabilities():
+    masks = SliceMasks(
+        torch.zeros(1, 1, 2, 1, 1), torch.tensor([[[0.2, 0.6]]]), torch.tensor([[[-9.0, 9.0]]]), *[None] * 2
+    )
+    volume = reconstruct(masks, locate(torch.tensor([[0, 2]]), torch.ones(1, 2, dtype=torch.bool), 3))
+    assert volume.predicted_iou[0, 0].tolist() == pytest.approx([0.2, 0.4, 0.6])
+    assert volume.presence[0, 0, 1] == pytest.approx(0.5)

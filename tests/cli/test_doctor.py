@@ -51,7 +51,7 @@ def problems(run: subprocess.CompletedProcess[str]) -> set[str]:
 
 def test_ready_to_train(environment, tmp_path):
     weights = tmp_path / "sam2.1_hiera_tiny.pt"
-    torch.save({"model": SAM2("sam2.1-hiera-tiny", 512, "decoder").state_dict()}, weights)
+    torch.save({"model": SAM2.build("sam2.1-hiera-tiny", 512).state_dict()}, weights)
     run = doctor({**environment, "AUTOSAM2_SAM2_WEIGHTS": str(tmp_path)})
     assert run.returncode == 0, run.stdout + run.stderr
     found = findings(run)
@@ -84,7 +84,7 @@ def test_problems_are_named_and_counted(environment, tmp_path):
 
 def test_weights_of_another_size(environment, tmp_path):
     small = tmp_path / "small.pt"
-    torch.save({"model": SAM2("sam2.1-hiera-small", 512, "decoder").state_dict()}, small)
+    torch.save({"model": SAM2.build("sam2.1-hiera-small", 512).state_dict()}, small)
     run = doctor(environment, f"sam2_checkpoint={small}")
     assert run.returncode == 1
     assert "set sam2_model to sam2.1-hiera-small" in findings(run)["SAM2 weights"][1]

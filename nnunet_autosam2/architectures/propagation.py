@@ -1,0 +1,88 @@
+"""Masks of the slices between the selected ones: the volume as a video, tracked with SAM2's memory."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nnunet_autosam2.architectures.reconstruction import SlicePositions, VolumeMasks
+from nnunet_autosam2.architectures.sam2_branch import Answers, SAM2Branch
+from nnunet_autosam2.architectures.sam2_model import Memory
+
+ABSENT = -10.0
+"""Object score of a selected slice that SAM2 was not asked about, as SAM2 itself gives it to an empty mask"""
+
+
+@torch.no_grad()
+def propagate(
+    branch: SAM2Branch,
+    volume: Tensor,
+    features: Tensor,
+    asked: Tensor,
+    answers: Answers,
+    positions: SlicePositions,
+    masks: VolumeMasks,
+) -> VolumeMasks:
+    """`masks` with what tracking gives in the place of what was interpolated.
+
+    It goes from the selected slices outwards, through all slices of the same distance at once. A slice is recalled
+    from the selected slices on either side of it and from those between it and the nearer one.
+
+    Args:
+        volume: [B, C, D, H, W].
+        features: [B, F, D, H / 4, W / 4] of the UNet.
+        asked: [B, D], the slices that `answers` are about.
+    """
+    tracked = positions.covered & (positions.distance > 0)
+    ends = _marked(positions.nearest, tracked) | _marked(positions.opposite, tracked)
+    unseen = (tracked | ends) & ~asked
+    embeddings = _on_all_slices(answers.embeddings, asked)
+    _store(embeddings, unseen, branch.encode(volume.transpose(1, 2)[unseen]))
+    predictions = _on_all_slices(answers.prediction, asked)
+    predictions.object_score[~asked] = ABSENT
+
+    remembered = branch.remember(_taken(embeddings, ends), _taken(predictions, ends))
+    memories = _on_all_slices(remembered, ends)
+    for distance in range(1, int(positions.distance[tracked].amax()) + 1 if tracked.any() else 0):
+        now = tracked & (positions.distance == distance)
+        sample, position = now.nonzero(as_tuple=True)
+        start, end = positions.nearest[now], positions.opposite[now]
+        path = [start + step * (position - start).sign() for step in range(1, distance)]
+        known = Memory(*(values[sample[:, None], torch.stack([start, end, *path], dim=1)] for values in memories))
+        seen = _taken(embeddings, now)
+        dense = branch.bridge(features.transpose(1, 2)[now])
+        prediction = branch.recall(seen, dense, known, volume.shape[2])
+        _store(predictions, now, prediction)
+        _store(memories, now, branch.remember(seen, prediction))
+
+    result = VolumeMasks(*(values.transpose(1, 2).clone() for values in masks))
+    tracked_masks = _taken(predictions, tracked)
+    result.logits[tracked] = F.interpolate(tracked_masks.logits, volume.shape[3:], mode="bilinear", align_corners=False)
+    result.predicted_iou[tracked] = tracked_masks.predicted_iou
+    result.presence[tracked] = tracked_masks.object_score.sigmoid()
+    return VolumeMasks(*(values.transpose(1, 2) for values in result))
+
+
+def _marked(positions: Tensor, where: Tensor) -> Tensor:
+    """[B, D] positions → [B, D] booleans, True at those that are named `where`."""
+    sample, _ = where.nonzero(as_tuple=True)
+    marked = torch.zeros_like(where)
+    marked[sample, positions[where]] = True
+    return marked
+
+
+def _on_all_slices(values: Any, where: Tensor) -> Any:
+    """NamedTuple of [n, ...] → the same of [B, D, ...], 0 elsewhere."""
+    everywhere = type(values)(*(value.new_zeros(*where.shape, *value.shape[1:]) for value in values))
+    _store(everywhere, where, values)
+    return everywhere
+
+
+def _store(everywhere: Any, where: Tensor, values: Any) -> None:
+    for target, value in zip(everywhere, values, strict=True):
+        target[where] = value
+
+
+def _taken(everywhere: Any, where: Tensor) -> Any:
+    return type(everywhere)(*(value[where] for value in everywhere))
