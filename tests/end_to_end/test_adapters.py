@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_autosam2.loading import load_trained
+
 pytestmark = pytest.mark.end_to_end
 CPU = ("-device", "cpu")
 IMAGE_ENCODER = "sam2_branch.sam2.image_encoder."
@@ -56,6 +58,10 @@ def test_merged_model_predicts_the_same_without_adapters_and_without_peft(
     merged = planned.root / "merged"
     assert f"{merged}: 1 fold without adapters" in planned.run("autosam2", "merge-adapters", adapted, merged)
     assert not any(".lora_" in name or "base_layer" in name for name in weights(merged))
+    networks = [load_trained(model, "0", "checkpoint_final.pth").network.eval() for model in (adapted, merged)]
+    with torch.no_grad():
+        volume = torch.randn(1, 4, 24, 32, 32)
+        torch.testing.assert_close(*(network(volume) for network in networks), rtol=0, atol=1e-4)
     with_adapters = probabilities(planned, adapted, images, tmp_path / "with")
     (tmp_path / "peft.py").write_text("raise OSError('not needed')")
     planned.environment["PYTHONPATH"] = str(tmp_path)
@@ -64,8 +70,8 @@ def test_merged_model_predicts_the_same_without_adapters_and_without_peft(
     finally:
         del planned.environment["PYTHONPATH"]
     assert list(with_adapters) == list(without) == ["phantom_001.npz", "phantom_002.npz"]
-    for name, expected in with_adapters.items():
-        np.testing.assert_allclose(without[name], expected, rtol=0, atol=1e-4)
+    for name, expected in with_adapters.items():  # nnU-Net adds tiles up in half precision
+        np.testing.assert_allclose(without[name], expected, rtol=0, atol=1e-3)
 
 
 def test_merging_refuses_what_it_cannot_merge(planned, adapted: Path, trained: Path, tmp_path: Path) -> None:
