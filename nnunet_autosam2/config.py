@@ -17,7 +17,7 @@ SAM2_MODELS = tuple(
 )
 CHOICES: dict[str, tuple[str, ...]] = {
     "fusion": ("fixed", "gated"),
-    "backbone": ("autosam2",),
+    "backbone": ("autosam2", "plans"),
     "sam2_model": SAM2_MODELS,
     "sam2_tuning": ("frozen", "decoder", "lora", "full"),
     "sam2_precision": ("auto", "float32", "bfloat16"),
@@ -82,6 +82,10 @@ class AutoSAM2Config:
 
     # Networks
     backbone: str = "autosam2"
+    """`autosam2`: the original's UNet. `plans`: the network that nnU-Net planned."""
+    backbone_checkpoint: str | None = None
+    """With `backbone=plans`: a checkpoint of nnU-Net to start from, or `auto`, that of nnUNetTrainer for the same data
+    set, plans, configuration and fold. SAM2 then starts without a say in a gated fusion."""
     sam2_model: str = "sam2.1-hiera-tiny"
     sam2_checkpoint: str = "auto"
     """A file, `auto` (environment, local cache, model hub) or `random` (explicitly untrained)."""
@@ -138,6 +142,11 @@ class AutoSAM2Config:
             "sam2_image_size",
             self.sam2_image_size >= 64 and self.sam2_image_size % SAM2_SIZE_STEP == 0,
             f"a multiple of {SAM2_SIZE_STEP}, 64 or more",
+        )
+        self._require(
+            "backbone_checkpoint",
+            self.backbone_checkpoint is None or (self.backbone == "plans" and bool(self.backbone_checkpoint)),
+            "null, or a file or auto with backbone = plans",
         )
         self._require("sam2_checkpoint", bool(self.sam2_checkpoint), "a file, auto or random")
         self._require(
@@ -222,7 +231,7 @@ def _coerce(key: str, annotation: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise ConfigurationError(f"{key} = {value!r} is not possible: it has to be true or false.")
         return value
-    if annotation == "str":
+    if annotation.split()[0] == "str":
         if not isinstance(value, str):
             raise ConfigurationError(f"{key} = {value!r} is not possible: it has to be text.")
         return value

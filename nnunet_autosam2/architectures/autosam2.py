@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 from nnunet_autosam2 import weights
 from nnunet_autosam2.architectures.fusion import FixedFusion, GatedFusion, Reliability
-from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Shares
+from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
 from nnunet_autosam2.architectures.propagation import propagate
 from nnunet_autosam2.architectures.reconstruction import SlicePositions, VolumeMasks, locate, reconstruct
 from nnunet_autosam2.architectures.sam2_branch import SAM2Branch, SliceMasks
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
-from nnunet_autosam2.architectures.unet import ResidualUNet3d, UNetOutput, resize
+from nnunet_autosam2.architectures.unet import ResidualUNet3d, Size3d, UNetOutput, resize
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
 
@@ -43,6 +44,7 @@ class AutoSAM2(nn.Module):
         in_channels: modalities.
         config: every other parameter; defaults where it is left out.
         strides: of the UNet's four encoder blocks.
+        planned: the network that nnU-Net planned, as the backbone in the place of AutoSAM2's UNet.
         parameters: changes to `config`, for example `enable_sam2=False`.
 
     Raises:
@@ -55,6 +57,7 @@ class AutoSAM2(nn.Module):
         in_channels: int = 4,
         config: AutoSAM2Config | None = None,
         strides: Sequence[Sequence[int]] = ((2, 2, 2),) * 4,
+        planned: nn.Module | None = None,
         **parameters: Any,
     ) -> None:
         super().__init__()
@@ -63,14 +66,20 @@ class AutoSAM2(nn.Module):
         rgb = self.config.rgb_channels
         if rgb is not None and max(rgb) >= in_channels:
             raise ConfigurationError(f"rgb_channels = {list(rgb)} is not possible: there are {in_channels} channels.")
-        self.unet = ResidualUNet3d(in_channels, num_classes, strides, self.config.enable_unet_decoder)
+        full_resolution = self.config.enable_unet_decoder
+        self.unet: ResidualUNet3d | PlannedUNet
+        if planned is None:
+            self.unet = ResidualUNet3d(in_channels, num_classes, strides, full_resolution)
+        else:
+            self.unet = PlannedUNet(planned, full_resolution)
         self.sam2_branch: SAM2Branch | None = None
         self.fusion: FixedFusion | GatedFusion | None = None
         if self.config.uses_sam2:
             num_regions = num_classes if self.config.region_based else num_classes - 1
             self.sam2_branch = SAM2Branch(in_channels, self.unet.middle_channels, num_regions, self.config)
             if self.config.enable_unet_decoder:
-                self.fusion = GatedFusion(num_classes) if self.config.fusion == "gated" else FixedFusion()
+                closed = self.config.backbone_checkpoint is not None
+                self.fusion = GatedFusion(num_classes, closed) if self.config.fusion == "gated" else FixedFusion()
         self.sam2_has_weights = False
         self.set_deep_supervision(False)
 
@@ -90,8 +99,8 @@ class AutoSAM2(nn.Module):
         prompted = self._worth_asking(foreground, slices)
         positions = locate(slices, prompted, volume.shape[2])
         masks, volume_masks = self._ask_sam2(volume, unet, foreground, slices, prompted, positions)
-        logits = self._fuse(unet.logits[0], volume_masks, positions)
-        return self._output(logits, unet.logits, self._sam2_masks(masks, slices, prompted), size)
+        logits, shares = self._fuse(unet.logits[0], volume_masks, positions)
+        return self._output(logits, unet.logits, self._sam2_masks(masks, slices, prompted), size, shares)
 
     def _foreground(self, logits: Tensor) -> Tensor:
         """Logits [B, C, ...] → probabilities [B, R, ...] of the foreground, detached."""
@@ -146,20 +155,26 @@ class AutoSAM2(nn.Module):
         labels = torch.full(points.shape[:-1], NOT_A_POINT, dtype=torch.int32, device=logits.device)
         return SliceMasks(regions, scores, torch.zeros_like(scores), points, labels)
 
-    def _fuse(self, unet: Tensor, masks: VolumeMasks, positions: SlicePositions) -> Tensor:
+    def _fuse(self, unet: Tensor, masks: VolumeMasks, positions: SlicePositions) -> tuple[Tensor, Shares | None]:
         """Where SAM2's masks do not reach, the UNet stands alone."""
         with torch.autocast(unet.device.type, enabled=False):
-            unet = unet.float()
-            fused = sam2 = self._with_background(masks.logits)
-            if self.config.enable_unet_decoder:
-                assert self.fusion is not None
-                reliability = Reliability(
-                    self._with_average(masks.predicted_iou),
-                    self._with_average(masks.presence),
-                    1 / (1 + positions.distance[:, None]),
-                )
-                fused = self.fusion(unet, sam2, reliability, self._blends(), self.config.region_based)
-            return torch.where(positions.covered[:, None, :, None, None], fused, unet)
+            unet, covered = unet.float(), positions.covered[:, None, :, None, None]
+            sam2 = torch.where(covered, self._with_background(masks.logits), unet)
+            if not self.config.enable_unet_decoder:
+                return sam2, None
+            assert self.fusion is not None
+            reliability = Reliability(
+                self._with_average(masks.predicted_iou),
+                self._with_average(masks.presence),
+                1 / (1 + positions.distance[:, None]),
+            )
+            inputs = (unet, sam2, reliability, self._blends(), self.config.region_based)
+            fused = torch.where(covered, self.fusion(*inputs), unet)
+            if self.training or not self.unet.deep_supervision:
+                return fused, None
+            weight = self.fusion.sam2_weight(*inputs)
+            count = covered.expand_as(weight).sum((0, 2, 3, 4)).clamp(min=1)
+            return fused, Shares(sam2, (weight * covered).sum((0, 2, 3, 4)) / count)
 
     def _with_background(self, logits: Tensor) -> Tensor:
         """[B, R, ...] of the regions → [B, C, ...]: exclusive labels get a background of constant logit 0."""
@@ -186,10 +201,15 @@ class AutoSAM2(nn.Module):
         return F.pad(volume, [pad for size in reversed(missing) for pad in (0, size)])
 
     def _output(
-        self, logits: Tensor, unet: tuple[Tensor, ...], sam2: SAM2Masks | None, size: torch.Size
+        self,
+        logits: Tensor,
+        unet: tuple[Tensor, ...],
+        sam2: SAM2Masks | None,
+        size: torch.Size,
+        shares: Shares | None = None,
     ) -> Tensor | AutoSAM2Output:
         if self.unet.deep_supervision:
-            return AutoSAM2Output(logits, unet, sam2)
+            return AutoSAM2Output(logits, unet, sam2, shares)
         return logits[..., : size[0], : size[1], : size[2]]
 
     def _sam2_masks(self, masks: SliceMasks, slices: Tensor, prompted: Tensor) -> SAM2Masks:
@@ -228,7 +248,7 @@ class AutoSAM2(nn.Module):
         return result
 
     @property
-    def output_strides(self) -> list[tuple[int, ...]]:
+    def output_strides(self) -> list[Size3d]:
         """Of the UNet's outputs under deep supervision, finest first."""
         return self.unet.strides if self.config.enable_unet_decoder else [(1, 1, 1)]
 

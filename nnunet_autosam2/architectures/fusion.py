@@ -45,16 +45,17 @@ class FixedFusion(nn.Module):
     """One weight a class, as in the original AutoSAM2."""
 
     def forward(
-        self,
-        unet: Tensor,
-        sam2: Tensor,
-        reliability: Reliability,
-        blends: Sequence[float],
-        region_based: bool,
+        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
     ) -> Tensor:
         """Logits [B, C, D, H, W] twice and the UNet's weight in each of C classes → blended logits."""
         weight = _per_class(unet, blends)
         return blend(unet, sam2, weight.log(), (1 - weight).log(), region_based)
+
+    def sam2_weight(
+        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+    ) -> Tensor:
+        """SAM2's share in the result, [B, C, D, H, W]; arguments as of `forward`."""
+        return (1 - _per_class(unet, blends)).expand_as(unet)
 
 
 class GatedFusion(nn.Module):
@@ -62,25 +63,40 @@ class GatedFusion(nn.Module):
 
     The gate is linear in its inputs and starts with zero weights: it starts at the blends exactly, and every one of
     its weights learns from the first step on.
+
+    Args:
+        num_classes: C.
+        closed: start with the UNet's logits exactly, whatever the blends are. What the gate would change is scaled by
+            one number a class that starts at 0 (as Bachlechner et al. 2020, ReZero, start their residuals).
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, closed: bool = False) -> None:
         super().__init__()
         self.opinion_weight = nn.Parameter(torch.zeros(4, num_classes))
         self.reliability_weight = nn.Parameter(torch.zeros(len(Reliability._fields), num_classes))
         self.bias = nn.Parameter(torch.zeros(num_classes))
+        self.opening = nn.Parameter(torch.zeros(num_classes)) if closed else None
 
     def forward(
-        self,
-        unet: Tensor,
-        sam2: Tensor,
-        reliability: Reliability,
-        blends: Sequence[float],
-        region_based: bool,
+        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
     ) -> Tensor:
         """As FixedFusion; the blends are where the gate starts."""
         gate = self.gate(unet, sam2, reliability, blends, region_based)
-        return blend(unet, sam2, F.logsigmoid(gate), F.logsigmoid(-gate), region_based)
+        blended = blend(unet, sam2, F.logsigmoid(gate), F.logsigmoid(-gate), region_based)
+        if self.opening is None:
+            return blended
+        return unet + self._open() * (blended - (unet if region_based else unet.log_softmax(1)))
+
+    def sam2_weight(
+        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+    ) -> Tensor:
+        """As of FixedFusion."""
+        weight = torch.sigmoid(-self.gate(unet, sam2, reliability, blends, region_based))
+        return weight if self.opening is None else self._open() * weight
+
+    def _open(self) -> Tensor:
+        assert self.opening is not None
+        return PACE * self.opening.view(1, -1, 1, 1, 1)
 
     def gate(
         self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool

@@ -28,6 +28,15 @@ class SAM2Masks(NamedTuple):
     """[B, R, K, P], SAM's labels of the prompts, -1 for none"""
 
 
+class Shares(NamedTuple):
+    """What each half would say alone, to follow a training."""
+
+    sam2: Tensor
+    """[B, C, D, H, W], SAM2's logits where its masks reach, the UNet's elsewhere"""
+    sam2_weight: Tensor
+    """[C], SAM2's mean weight in the fusion where its masks reach"""
+
+
 class AutoSAM2Output(NamedTuple):
     """Training output. First comes what a prediction would return, as nnU-Net expects of deep supervision."""
 
@@ -37,3 +46,5 @@ class AutoSAM2Output(NamedTuple):
     """The UNet's own logits, full resolution first, then the deep-supervision heads from fine to coarse"""
     sam2: SAM2Masks | None
     """None where SAM2 does not take part"""
+    shares: Shares | None = None
+    """In validation; None in training, and where one half is missing"""

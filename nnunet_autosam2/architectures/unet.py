@@ -45,10 +45,10 @@ class ResidualUNet3d(nn.Module):
         full_resolution: bool = True,
     ) -> None:
         super().__init__()
-        cumulative = np.cumprod([(1, 1, 1), *strides], axis=0)
-        self.total_stride = tuple(int(s) for s in cumulative[-1])
-        self.middle = _middle_level(cumulative)
-        self.strides = [tuple(int(s) for s in level) for level in cumulative[: self.middle + 1]]
+        levels = level_strides([(1, 1, 1), *strides])
+        self.total_stride = levels[-1]
+        self.middle = middle_level(levels)
+        self.strides = levels[: self.middle + 1]
         """Of the outputs, finest first"""
         self.encoder = Encoder(in_channels, strides)
         self.decoder = Decoder(num_classes, self.middle, full_resolution)
@@ -161,9 +161,14 @@ def strides_for(patch_size: Sequence[int], planned: Sequence[Sequence[int]] = ()
     return strides
 
 
-def _middle_level(cumulative: np.ndarray) -> int:
+def level_strides(strides: Sequence[Sequence[int]]) -> list[Size3d]:
+    """Strides from level to level → of each level against the input."""
+    return [(int(d), int(h), int(w)) for d, h, w in np.cumprod(strides, axis=0)]
+
+
+def middle_level(levels: Sequence[Size3d]) -> int:
     """The first level with the in-plane stride of the middle features, else the coarsest one of the decoder."""
-    for level, stride in enumerate(cumulative[:-1]):
-        if stride[1:].max() >= MIDDLE_STRIDE:
+    for level, stride in enumerate(levels[:-1]):
+        if max(stride[1:]) >= MIDDLE_STRIDE:
             return level
-    return len(cumulative) - 2
+    return len(levels) - 2

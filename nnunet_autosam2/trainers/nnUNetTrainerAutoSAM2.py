@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -13,9 +15,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.mri_to_rgb import choose_rgb_channels
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output
+from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.unet import strides_for
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError, exit_on_user_error
+from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
+from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, counts_of_halves
 from nnunet_autosam2.trainers.early_stopping import EarlyStopping
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
@@ -57,6 +63,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         for name in LENGTHS:
             setattr(self, name, getattr(lengths, name) or getattr(self, name))
         self.resumes_from_checkpoint = False
+        self.progress: HybridProgress | None = None
 
     @classmethod
     def resolve_config(cls, plans: dict, configuration: str, dataset_json: dict) -> AutoSAM2Config:
@@ -89,12 +96,14 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         enable_deep_supervision: bool = True,
     ) -> AutoSAM2:
         """The network as the plans describe it, for training and for prediction, without SAM2's weights."""
-        network = AutoSAM2(
-            num_output_channels,
-            num_input_channels,
-            AutoSAM2Config.from_dict(configuration_manager.configuration[PLANS_KEY]),
-            strides_for(configuration_manager.patch_size, configuration_manager.pool_op_kernel_sizes),
-        )
+        config = AutoSAM2Config.from_dict(configuration_manager.configuration[PLANS_KEY])
+        planned = None
+        if config.backbone == "plans":
+            planned = nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels
+            )
+        strides = strides_for(configuration_manager.patch_size, configuration_manager.pool_op_kernel_sizes)
+        network = AutoSAM2(num_output_channels, num_input_channels, config, strides, planned)
         network.set_deep_supervision(enable_deep_supervision)
         return network
 
@@ -104,14 +113,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         return self.network.module if self.is_ddp else self.network
 
     def initialize(self) -> None:
-        try:
-            with exit_on_user_error():
-                super().initialize()
-                if self.config.uses_sam2 and not self.resumes_from_checkpoint:
-                    self.autosam2.load_sam2_weights()
-        except SystemExit:
-            self._remove_empty_run()
-            raise
+        with self._removing_empty_run():
+            super().initialize()
         if super()._do_i_compile():
             self.autosam2.unet.compile()
 
@@ -119,8 +122,17 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         """False: only the UNet is compiled. The work for SAM2 differs from patch to patch."""
         return False
 
+    @contextmanager
+    def _removing_empty_run(self) -> Iterator[None]:
+        """A run that cannot start, by the user's error, leaves nothing behind."""
+        try:
+            with exit_on_user_error():
+                yield
+        except SystemExit:
+            self._remove_empty_run()
+            raise
+
     def _remove_empty_run(self) -> None:
-        """A run that could not start leaves nothing behind."""
         Path(self.log_file).unlink(missing_ok=True)
         fold_folder = Path(self.output_folder)
         for folder in (fold_folder, *list(fold_folder.parents)[:2]):
@@ -152,11 +164,28 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         return (train[:TEST_RUN_CASES], validation[:TEST_RUN_CASES]) if self.config.test_run else (train, validation)
 
     def on_train_start(self) -> None:
-        with exit_on_user_error():
+        if not self.was_initialized:
+            self.initialize()
+        with self._removing_empty_run():
             self._refuse_other_config_of_same_model()
+            self._load_initial_weights()
         super().on_train_start()
         changed = AutoSAM2Config().differences(self.config)
         self.print_to_log_file("AutoSAM2:", ", ".join(f"{key} = {value}" for key, (_, value) in changed.items()))
+
+    def _load_initial_weights(self) -> None:
+        """Unless a checkpoint of this network is there already, by `--c` or by `-pretrained_weights`."""
+        if self.resumes_from_checkpoint or self.autosam2.sam2_has_weights:
+            return
+        if self.config.backbone_checkpoint is not None:
+            folder, named = Path(self.output_folder), self.config.backbone_checkpoint
+            configurations = self.plans_manager.plans["configurations"]
+            path = find_baseline(folder, configurations) if named == "auto" else Path(named).expanduser()
+            assert isinstance(self.autosam2.unet, PlannedUNet)
+            load_backbone(self.autosam2.unet.network, path, self.configuration_manager.configuration, self.dataset_json)
+            self.print_to_log_file(f"The backbone starts from {path}.")
+        if self.config.uses_sam2:
+            self.autosam2.load_sam2_weights()
 
     def _refuse_other_config_of_same_model(self) -> None:
         """Folds share one plans.json; writing another configuration into it would break those already trained."""
@@ -177,6 +206,33 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         result = super().train_step(batch)
         self.lr_scheduler.step()
         return result
+
+    def validation_step(self, batch: dict) -> dict:
+        """nnU-Net's, and the same counts for the UNet and SAM2 alone."""
+        target = batch["target"][0].clone()  # nnU-Net overwrites labels to ignore
+        outputs: list[AutoSAM2Output] = []
+        with self.network.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)):
+            result = super().validation_step(batch)
+        truth, counted = self.loss.segmentation.encode(target.to(self.device, non_blocking=True))
+        return {**result, **counts_of_halves(outputs[0], truth, counted, self.label_manager.has_regions)}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        if not set(COUNTED) <= set(val_outputs[0]):
+            return
+        means = {key: np.mean([output[key] for output in val_outputs], axis=0) for key in COUNTED}
+        if self.is_ddp:
+            gathered: list = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, means)
+            means = {key: np.mean([other[key] for other in gathered], axis=0) for key in COUNTED}
+        if self.local_rank == 0:
+            if self.progress is None:
+                labels = {k: v for k, v in self.dataset_json["labels"].items() if k not in ("background", "ignore")}
+                classes = list(labels) if self.label_manager.has_regions else sorted(labels, key=labels.__getitem__)
+                self.progress = HybridProgress(Path(self.output_folder), classes)
+            fused = self.logger.get_value("dice_per_class_or_region", step=self.current_epoch)
+            for line in self.progress.add(self.current_epoch, means, fused):
+                self.print_to_log_file(line)
 
     def on_epoch_start(self) -> None:
         early_stopping = EarlyStopping(self.config.early_stopping_patience, self.lr_scheduler.warmup_epochs)

@@ -27,6 +27,18 @@ class nnUNetTrainerAutoSAM2_Fixed(nnUNetTrainerAutoSAM2):
     parameters = {"fusion": "fixed"}
 
 
+class nnUNetTrainerAutoSAM2_Plans(nnUNetTrainerAutoSAM2):
+    """The network that nnU-Net planned as the backbone, from scratch."""
+
+    parameters = {"backbone": "plans"}
+
+
+class nnUNetTrainerAutoSAM2_OnBaseline(nnUNetTrainerAutoSAM2):
+    """The planned network as nnUNetTrainer has trained it on this fold; SAM2 starts without a say."""
+
+    parameters = {"backbone": "plans", "backbone_checkpoint": "auto"}
+
+
 class nnUNetTrainerAutoSAM2_5epochs(nnUNetTrainerAutoSAM2):
     """For trying out, as nnUNetTrainer_5epochs."""
 

@@ -1,0 +1,121 @@
+"""How a hybrid's halves do, epoch by epoch: pseudo Dice of UNet, SAM2 and their fusion, and SAM2's weight in it."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output
+
+HALVES = ("UNet", "SAM2", "fused")
+COUNTED = ("UNet", "SAM2", "SAM2's weight")
+PATIENCE = 10
+"""Epochs with the fusion below the UNet alone before a warning"""
+
+
+def counts_of_halves(
+    output: AutoSAM2Output, truth: Tensor, counted: Tensor, region_based: bool
+) -> dict[str, np.ndarray]:
+    """For each of COUNTED: [3, C], true and false positives and false negatives, of its hard prediction; [C] for the
+    weight. Empty where a half is missing.
+
+    Args:
+        truth, counted: 0 or 1, [B, C, D, H, W] and [B, 1, D, H, W].
+    """
+    if output.shares is None:
+        return {}
+    result = {"SAM2's weight": output.shares.sam2_weight.cpu().numpy()}
+    for half, logits in (("UNet", output.unet[0]), ("SAM2", output.shares.sam2)):
+        predicted = logits > 0
+        if not region_based:
+            predicted = torch.zeros_like(predicted).scatter_(1, logits.argmax(1, keepdim=True), True)
+        true, counts = truth.bool(), counted.bool()
+        parts = (predicted & true & counts, predicted & ~true & counts, ~predicted & true & counts)
+        result[half] = torch.stack([part.sum((0, 2, 3, 4)) for part in parts]).cpu().numpy()
+    return result
+
+
+class HybridProgress:
+    """A table and a picture in the folder of a fold, which a resumed training continues.
+
+    Args:
+        folder: for `autosam2_progress.csv` and `autosam2_progress.png`.
+        classes: names of the regions or foreground classes.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        self.table, self.picture = folder / "autosam2_progress.csv", folder / "autosam2_progress.png"
+        self.classes = list(classes)
+        self.columns = ["epoch", *(f"{what} {name}" for what in (*HALVES, "SAM2's weight") for name in self.classes)]
+        self.rows: list[list[float]] = []
+        if self.table.is_file():
+            with self.table.open(newline="") as file:
+                self.rows = [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
+
+    def add(self, epoch: int, means: Mapping[str, np.ndarray], fused: Sequence[float]) -> Iterator[str]:
+        """Writes both files; yields lines for the log.
+
+        Args:
+            means: over batches, of what `counts_of_halves` returns.
+            fused: Dice of the network's output in each foreground class.
+        """
+        foreground = slice(-len(self.classes), None)
+        values: dict[str, Any] = {"fused": fused, "SAM2's weight": means["SAM2's weight"][foreground]}
+        for half in ("UNet", "SAM2"):
+            tp, fp, fn = means[half][:, foreground]
+            with np.errstate(invalid="ignore"):  # NaN, as for nnU-Net, where a class is nowhere
+                values[half] = 2 * tp / (2 * tp + fp + fn)
+        self.rows = [row for row in self.rows if row[0] < epoch]
+        self.rows.append([epoch, *(float(value) for what in (*HALVES, "SAM2's weight") for value in values[what])])
+        self._write()
+        for what in ("UNet", "SAM2", "SAM2's weight"):
+            name = what if what == "SAM2's weight" else f"Pseudo dice of {what} alone"
+            yield f"{name} {[round(float(value), 4) for value in values[what]]}"
+        if self.fusion_harms:
+            yield (
+                f"WARNING: for {PATIENCE} epochs the fusion has been below the UNet alone: SAM2 does not help here. "
+                f"See {self.picture.name}."
+            )
+
+    def _write(self) -> None:
+        temporary = self.table.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            csv.writer(file).writerows([self.columns, *self.rows])
+        os.replace(temporary, self.table)
+        self._draw()
+
+    def mean_dice(self, half: str) -> np.ndarray:
+        """Over the classes, one an epoch."""
+        columns = [self.columns.index(f"{half} {name}") for name in self.classes]
+        values = np.ma.masked_invalid(np.array(self.rows)[:, columns])
+        return values.mean(axis=1).filled(np.nan)
+
+    @property
+    def fusion_harms(self) -> bool:
+        """The last ten epochs, the fusion was below the UNet alone."""
+        if len(self.rows) < PATIENCE:
+            return False
+        return bool((self.mean_dice("fused")[-PATIENCE:] < self.mean_dice("UNet")[-PATIENCE:]).all())
+
+    def _draw(self) -> None:
+        figure = Figure(figsize=(9, 7), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        values = np.array(self.rows)
+        for half in HALVES:
+            upper.plot(values[:, 0], self.mean_dice(half), label=half)
+        upper.set(ylabel="pseudo Dice, mean over classes", ylim=(0, 1))
+        for name in self.classes:
+            lower.plot(values[:, 0], values[:, self.columns.index(f"SAM2's weight {name}")], label=name)
+        lower.set(ylabel="SAM2's mean weight", xlabel="epoch")
+        for panel in (upper, lower):
+            panel.legend(loc="lower right")
+            panel.grid(alpha=0.3)
+        figure.savefig(self.picture, dpi=100)

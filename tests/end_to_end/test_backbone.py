@@ -1,0 +1,134 @@
+"""Baseline nnU-Net trained by its own trainer, then a hybrid that starts from it; all by nnU-Net's commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.end_to_end
+CPU = ("-device", "cpu")
+SMALL = ("--patch-size", "24", "32", "32", "--batch-size", "2", "--base-features", "8", "--max-features", "32")
+STANDING_STILL = (
+    "sam2_image_size=64", "num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1",
+    "initial_lr=1e-12", "sam2_precision=float32",
+)  # fmt: skip
+TRAINERS = Path(__file__).parents[2] / "benchmarks" / "trainers"
+PLANS = {"PlainConvUNet": "nnUNetPlans", "ResEnc M": "nnUNetResEncUNetMPlans", "ResEnc L": "nnUNetResEncUNetLPlans"}
+
+
+@pytest.fixture(scope="module")
+def baselines(planned) -> Iterator[dict[str, Path]]:
+    """Results folder of nnUNetTrainer for each kind of plans."""
+    folders = {}
+    of_trainers = {"nnUNet_extTrainer": str(TRAINERS), "EXPERIMENT_SEED": "0"}
+    planned.environment |= of_trainers
+    for kind, plans in PLANS.items():
+        if "ResEnc" in kind:
+            planned.run("nnUNetv2_plan_experiment", "-d", "900", "-pl", f"nnUNetPlannerResEnc{kind[-1]}")
+        planned.run("autosam2", "configure", "900", "--name", "small", "-p", plans, *SMALL, *STANDING_STILL)
+        if kind == "ResEnc L":
+            continue
+        planned.run("nnUNetv2_train", "900", "small", "0", "-tr", "nnUNetTrainerShort", "-p", plans, *CPU)
+        trained = planned.root / "results" / "Dataset900_Phantom" / f"nnUNetTrainerShort__{plans}__small"
+        folders[kind] = trained.with_name(f"nnUNetTrainer__{plans}__small")
+        trained.rename(folders[kind])
+    yield folders
+    for name in of_trainers:
+        del planned.environment[name]
+
+
+def probabilities(planned, model: Path, images: Path, output: Path) -> dict[str, np.ndarray]:
+    planned.run(
+        "nnUNetv2_predict_from_modelfolder", "-i", images, "-o", output, "-m", model, "-f", "0", *CPU,
+        "--disable_tta", "--save_probabilities", "-npp", "1", "-nps", "1",
+    )  # fmt: skip
+    return {path.name: np.load(path)["probabilities"] for path in sorted(output.glob("*.npz"))}
+
+
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResEnc M"])
+def test_a_hybrid_starts_as_the_trained_nnunet(planned, baselines, images: Path, tmp_path: Path, kind: str) -> None:
+    trainer = "nnUNetTrainerAutoSAM2_OnBaseline"
+    output = planned.run("nnUNetv2_train", "900", "small", "0", "-tr", trainer, "-p", PLANS[kind], *CPU)
+    assert f"The backbone starts from {baselines[kind] / 'fold_0' / 'checkpoint_final.pth'}" in output
+    hybrid = baselines[kind].with_name(f"{trainer}__{PLANS[kind]}__small")
+    expected = probabilities(planned, baselines[kind], images, tmp_path / "baseline")
+    found = probabilities(planned, hybrid, images, tmp_path / "hybrid")
+    assert list(found) == list(expected) == ["phantom_001.npz", "phantom_002.npz"]
+    for name, ours in found.items():
+        assert np.std(expected[name]) > 1e-3
+        np.testing.assert_allclose(ours, expected[name], rtol=0, atol=1e-5)
+    assert {"autosam2_progress.csv", "autosam2_progress.png"} <= {path.name for path in (hybrid / "fold_0").iterdir()}
+    assert "Pseudo dice of UNet alone" in output
+    assert "SAM2's weight [0.0, 0.0, 0.0]" in output
+
+
+def test_plans_of_a_large_residual_encoder_train_from_scratch(planned, baselines) -> None:
+    plans = PLANS["ResEnc L"]
+    planned.run("nnUNetv2_train", "900", "small", "0", "-tr", "nnUNetTrainerAutoSAM2_Plans", "-p", plans, *CPU)
+    folder = planned.root / "results" / "Dataset900_Phantom" / f"nnUNetTrainerAutoSAM2_Plans__{plans}__small"
+    weights = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert any(name.startswith("unet.network.encoder.stages.0.blocks") for name in weights)
+
+
+def test_pretrained_weights_from_hybrid_to_hybrid(planned, baselines) -> None:
+    """nnU-Net's option, without SAM2's own weights."""
+    start = planned.root / "results" / "Dataset900_Phantom" / "nnUNetTrainerAutoSAM2_Plans__nnUNetPlans__small"
+    command = ("nnUNetv2_train", "900", "small")
+    planned.run(*command, "0", "-tr", "nnUNetTrainerAutoSAM2_Plans", *CPU)
+    checkpoint = start / "fold_0" / "checkpoint_final.pth"
+    weights = planned.environment.pop("AUTOSAM2_SAM2_WEIGHTS")
+    try:
+        planned.run(*command, "1", "-tr", "nnUNetTrainerAutoSAM2_Plans", *CPU, "-pretrained_weights", checkpoint)
+    finally:
+        planned.environment["AUTOSAM2_SAM2_WEIGHTS"] = weights
+    before, after = (
+        torch.load(path, weights_only=False)["network_weights"]
+        for path in (checkpoint, start / "fold_1" / "checkpoint_final.pth")
+    )
+    for name, tensor in before.items():
+        if ".seg_layers." not in name:  # which nnU-Net never transfers
+            torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-9)
+
+
+class TestRefused:
+    def refused(self, planned, configuration: str) -> str:
+        before = set((planned.root / "results").rglob("*"))
+        command = ("nnUNetv2_train", "900", configuration, "0", "-tr", "nnUNetTrainerAutoSAM2", *CPU)
+        output = planned.run(*command, expected=1)
+        (error,) = [line for line in output.splitlines() if line.startswith("Error: ")]
+        assert "Traceback" not in output
+        assert set((planned.root / "results").rglob("*")) == before
+        return error
+
+    def test_a_checkpoint_of_other_plans(self, planned, baselines) -> None:
+        path = baselines["ResEnc M"] / "fold_0" / "checkpoint_final.pth"
+        planned.run(
+            "autosam2", "configure", "900", "--base", "small", "--name", "other", "backbone=plans",
+            f"backbone_checkpoint={path}",
+        )  # fmt: skip
+        error = self.refused(planned, "other")
+        assert f"{path} is of other plans" in error
+        assert "architecture.network_class_name: " in error
+        assert "ResidualEncoderUNet' there" in error
+
+    def test_no_baseline_yet(self, planned, baselines) -> None:
+        planned.run(
+            "autosam2", "configure", "900", "--base", "tiny", "--name", "alone", "backbone=plans",
+            "backbone_checkpoint=auto",
+        )  # fmt: skip
+        error = self.refused(planned, "alone")
+        assert "nnUNetTrainer__nnUNetPlans__alone" in error
+        assert "nnUNetv2_train Dataset900_Phantom alone 0 -p nnUNetPlans" in error
+
+    def test_no_checkpoint_at_all(self, planned, baselines) -> None:
+        (planned.root / "broken.pth").write_bytes(b"nothing")
+        for name in ("missing", "broken"):
+            planned.run(
+                "autosam2", "configure", "900", "--base", "small", "--name", name, "backbone=plans",
+                f"backbone_checkpoint={planned.root / name}.pth",
+            )  # fmt: skip
+            assert f"{name}.pth is " in self.refused(planned, name)

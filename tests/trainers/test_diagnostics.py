@@ -1,0 +1,91 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output, Shares
+from nnunet_autosam2.trainers.diagnostics import PATIENCE, HybridProgress, counts_of_halves
+
+SHAPE = (2, 3, 4, 5, 6)
+CLASSES = ["whole tumor", "tumor core", "enhancing tumor"]
+
+
+@pytest.mark.parametrize("region_based", [True, False])
+def test_counts_are_nnunets(region_based):
+    torch.manual_seed(0)
+    unet, sam2 = torch.randn(SHAPE), torch.randn(SHAPE)
+    if region_based:
+        truth = (torch.rand(SHAPE) > 0.5).float()
+    else:
+        truth = torch.zeros(SHAPE).scatter_(1, torch.randint(0, 3, (2, 1, 4, 5, 6)), 1)
+    counted = (torch.rand(2, 1, 4, 5, 6) > 0.2).float()
+    output = AutoSAM2Output(unet, (unet,), None, Shares(sam2, torch.tensor([0.1, 0.2, 0.3])))
+    counts = counts_of_halves(output, truth, counted, region_based)
+    assert counts["SAM2's weight"].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    for half, logits in (("UNet", unet), ("SAM2", sam2)):
+        hard = (logits.sigmoid() > 0.5).long() if region_based else logits.argmax(1, keepdim=True)
+        if not region_based:
+            hard = torch.zeros(SHAPE).scatter_(1, hard, 1)
+        expected = get_tp_fp_fn_tn(hard, truth, axes=[0, 2, 3, 4], mask=counted)[:3]
+        np.testing.assert_array_equal(counts[half], torch.stack(expected).numpy())
+
+
+def test_nothing_is_counted_where_a_half_is_missing():
+    logits = torch.zeros(SHAPE)
+    assert counts_of_halves(AutoSAM2Output(logits, (logits,), None), logits, logits[:, :1], True) == {}
+
+
+def means(unet: float, sam2: float) -> dict[str, np.ndarray]:
+    """With a Dice of `unet` and `sam2` in each class."""
+    halves = {half: np.array([[d] * 3, [1 - d] * 3, [1 - d] * 3]) for half, d in (("UNet", unet), ("SAM2", sam2))}
+    return {**halves, "SAM2's weight": np.array([0.5, 0.4, 0.3])}
+
+
+def test_table_and_picture_go_on_after_a_resume(tmp_path):
+    progress = HybridProgress(tmp_path, CLASSES)
+    for epoch in range(3):
+        lines = list(progress.add(epoch, means(0.5, 0.25), [0.6, 0.7, 0.8]))
+        assert lines == [
+            "Pseudo dice of UNet alone [0.5, 0.5, 0.5]",
+            "Pseudo dice of SAM2 alone [0.25, 0.25, 0.25]",
+            "SAM2's weight [0.5, 0.4, 0.3]",
+        ]
+    resumed = HybridProgress(tmp_path, CLASSES)
+    list(resumed.add(1, means(0.9, 0.8), [1.0, 1.0, 1.0]))
+    with (tmp_path / "autosam2_progress.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in rows] == [0, 1]
+    assert float(rows[1]["UNet tumor core"]) == pytest.approx(0.9)
+    assert float(rows[0]["fused enhancing tumor"]) == pytest.approx(0.8)
+    assert float(rows[0]["SAM2's weight tumor core"]) == pytest.approx(0.4)
+    assert (tmp_path / "autosam2_progress.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in tmp_path.iterdir()} == {"autosam2_progress.csv", "autosam2_progress.png"}
+
+
+def test_labels_leave_the_background_out(tmp_path):
+    progress = HybridProgress(tmp_path, CLASSES[:2])
+    lines = list(progress.add(0, means(0.5, 0.25), [0.6, 0.7]))
+    assert lines[-1] == "SAM2's weight [0.4, 0.3]"
+
+
+def test_warning_after_ten_epochs_in_a_row_below_the_unet(tmp_path):
+    progress = HybridProgress(tmp_path, CLASSES)
+    warned = []
+    for epoch in range(2 * PATIENCE + 1):
+        fused = 0.9 if epoch == 3 else 0.4
+        warned.append(any(line.startswith("WARNING") for line in progress.add(epoch, means(0.5, 0.2), [fused] * 3)))
+    assert warned.index(True) == 3 + PATIENCE
+    assert all(warned[3 + PATIENCE :])
+
+
+def test_a_class_that_is_nowhere_has_no_part_in_the_mean(tmp_path):
+    progress = HybridProgress(tmp_path, CLASSES)
+    absent = means(0.5, 0.5)
+    absent["UNet"][:, 0] = absent["SAM2"][:, :] = 0
+    list(progress.add(0, absent, [float("nan"), 0.4, 0.5]))
+    assert progress.mean_dice("UNet").tolist() == [0.5]
+    assert np.isnan(progress.mean_dice("SAM2")).all()
+    assert progress.mean_dice("fused").tolist() == [0.45]
+    assert not progress.fusion_harms
