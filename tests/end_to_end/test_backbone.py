@@ -67,32 +67,28 @@ def test_a_hybrid_starts_as_the_trained_nnunet(planned, baselines, images: Path,
     assert "SAM2's weight [0.0, 0.0, 0.0]" in output
 
 
-def test_plans_of_a_large_residual_encoder_train_from_scratch(planned, baselines) -> None:
+def test_a_large_residual_encoder_trains_from_scratch_and_then_from_the_weights_of_another_hybrid(
+    planned, baselines
+) -> None:
+    """The second by nnU-Net's own option, without SAM2's own weights."""
     plans = PLANS["ResEnc L"]
-    planned.run("nnUNetv2_train", "900", "small", "0", "-tr", "nnUNetTrainerAutoSAM2_Plans", "-p", plans, *CPU)
-    folder = planned.root / "results" / "Dataset900_Phantom" / f"nnUNetTrainerAutoSAM2_Plans__{plans}__small"
-    weights = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
-    assert any(name.startswith("unet.network.encoder.stages.0.blocks") for name in weights)
-
-
-def test_pretrained_weights_from_hybrid_to_hybrid(planned, baselines) -> None:
-    """nnU-Net's option, without SAM2's own weights."""
-    start = planned.root / "results" / "Dataset900_Phantom" / "nnUNetTrainerAutoSAM2_Plans__nnUNetPlans__small"
-    command = ("nnUNetv2_train", "900", "small")
-    planned.run(*command, "0", "-tr", "nnUNetTrainerAutoSAM2_Plans", *CPU)
+    start = planned.root / "results" / "Dataset900_Phantom" / f"nnUNetTrainerAutoSAM2_Plans__{plans}__small"
+    options = ("-tr", "nnUNetTrainerAutoSAM2_Plans", "-p", plans, *CPU)
+    planned.run("nnUNetv2_train", "900", "small", "0", *options)
     checkpoint = start / "fold_0" / "checkpoint_final.pth"
     weights = planned.environment.pop("AUTOSAM2_SAM2_WEIGHTS")
     try:
-        planned.run(*command, "1", "-tr", "nnUNetTrainerAutoSAM2_Plans", *CPU, "-pretrained_weights", checkpoint)
+        planned.run("nnUNetv2_train", "900", "small", "1", *options, "-pretrained_weights", checkpoint)
     finally:
         planned.environment["AUTOSAM2_SAM2_WEIGHTS"] = weights
     before, after = (
         torch.load(path, weights_only=False)["network_weights"]
         for path in (checkpoint, start / "fold_1" / "checkpoint_final.pth")
     )
+    assert any(name.startswith("unet.network.encoder.stages.0.blocks") for name in before)
     for name, tensor in before.items():
         if ".seg_layers." not in name:  # which nnU-Net never transfers
-            torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-9)
+            assert torch.equal(after[name], tensor), name
 
 
 class TestRefused:
