@@ -170,7 +170,7 @@ def test_refusals(planned, trained: Path, with_opinion, case: Path, images: Path
         ("sees no foreground", (case, "-m", with_opinion(-100.0))),
         ("the network has no SAM2", (case, *untrained, "-tr", "nnUNetTrainerAutoSAM2_UNetOnly")),
         ("is no trainer of AutoSAM2", (case, *untrained, "-tr", "nnUNetTrainer")),
-        ("no configuration in", (case, "-d", "900", "-c", "other")),
+        ("no configuration in", (case, "-d", "900", "-c", "no_such")),
         ("is not the ID or name", (case, "-d", "901")),
         ("The device abacus", (case, *untrained, "--device", "abacus")),
     ):
