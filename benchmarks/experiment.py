@@ -428,15 +428,15 @@ def row(results: list[Result], metric: int, reference: dict[tuple, np.ndarray]) 
         if result.run[1:] in reference
     ]
     form = list(METRICS.values())[metric]
-    columns = (*scores.T, np.nanmean(scores, axis=1), gains)
-    return [ARMS[results[0].run.arm].title, str(len(results)), *(spread(values, form) for values in columns)]
+    columns = [spread(values, form) for values in (*scores.T, np.nanmean(scores, axis=1))]
+    return [ARMS[results[0].run.arm].title, str(len(results)), *columns, spread(gains, f"+{form}")]
 
 
 def spread(values: Sequence[float] | np.ndarray, form: str) -> str:
     there = np.array(values)[~np.isnan(values)]
     if not there.size:
         return "none"
-    return format(there.mean(), form) + (f" ± {there.std(ddof=1):{form}}" if there.size > 1 else "")
+    return format(there.mean(), form) + (f" ± {there.std(ddof=1):{form.lstrip('+')}}" if there.size > 1 else "")
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:

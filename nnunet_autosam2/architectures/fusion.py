@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,8 @@ class GatedFusion(nn.Module):
     Args:
         num_classes: C.
         closed: start with the UNet's logits exactly, whatever the blends are. What the gate would change is scaled by
-            one number a class that starts at 0 (as Bachlechner et al. 2020, ReZero, start their residuals).
+            one number a class that starts at 0 (as Bachlechner et al. 2020, ReZero, start their residuals) and stays
+            within 0 and 1: what the gate makes of SAM2 can be left out, but not be subtracted.
     """
 
     def __init__(self, num_classes: int, closed: bool = False) -> None:
@@ -96,7 +97,7 @@ class GatedFusion(nn.Module):
 
     def _open(self) -> Tensor:
         assert self.opening is not None
-        return PACE * self.opening.view(1, -1, 1, 1, 1)
+        return _Bounded.apply(PACE * self.opening.view(1, -1, 1, 1, 1))
 
     def gate(
         self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
@@ -112,6 +113,21 @@ class GatedFusion(nn.Module):
         ):
             learned = learned + weight.view(-1, 1, 1, 1) * opinion
         return start + PACE * learned
+
+
+class _Bounded(torch.autograd.Function):
+    """Clamp to 0 and 1. At the bounds and beyond, only a gradient that leads further out is lost."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        outward = ((x <= 0) & (gradient > 0)) | ((x >= 1) & (gradient < 0))
+        return gradient.masked_fill(outward, 0)
 
 
 def _per_class(logits: Tensor, blends: Sequence[float]) -> Tensor:

@@ -111,6 +111,27 @@ def test_a_closed_gate_has_finite_gradients(region_based, bias):
     assert all(leaf.grad.isfinite().all() for leaf in (*leaves, *fusion.parameters()))
 
 
+def test_an_opening_neither_subtracts_sam2_nor_exaggerates_it():
+    fusion, logits = GatedFusion(C, closed=True), make_logits()
+    arguments = (*logits, make_reliability(), [0.5] * C, True)
+    with torch.no_grad():
+        fusion.opening.copy_(torch.tensor([-0.5, 0.5, 1.5]) / PACE)
+    unet, open_wide = logits[0], GatedFusion(C)(*arguments)
+    expected = torch.stack([unet[:, 0], (unet[:, 1] + open_wide[:, 1]) / 2, open_wide[:, 2]], 1)
+    torch.testing.assert_close(fusion(*arguments), expected)
+    assert ((fusion.sam2_weight(*arguments) >= 0) & (fusion.sam2_weight(*arguments) <= 1)).all()
+
+
+@pytest.mark.parametrize(("opening", "can"), [(-0.5, "open"), (0.0, "open"), (1.0, "close"), (1.5, "close")])
+@pytest.mark.parametrize("wanted", ["open", "close"])
+def test_an_opening_at_its_bound_can_come_back_and_go_no_further(opening, can, wanted):
+    fusion, (unet, sam2) = GatedFusion(1, closed=True), torch.full((2, 1, 1, *SIZE), 2.0)
+    torch.nn.init.constant_(fusion.opening, opening / PACE)
+    fused = fusion(unet, -sam2, make_reliability()._make([torch.rand(1, 1, SIZE[0])] * 3), [0.5], True)
+    (fused if wanted == "open" else -fused).sum().backward()
+    assert bool(fusion.opening.grad) == (can == wanted)
+
+
 def test_gate_is_by_class():
     fusion, (unet, sam2) = GatedFusion(C), make_logits()
     with torch.no_grad():
