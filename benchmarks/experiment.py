@@ -26,8 +26,9 @@ from typing import Any, NamedTuple, NoReturn
 import click
 import numpy as np
 import SimpleITK as sitk
-import torch
 from scipy import ndimage
+
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
 
 DATASET, NAME = "40", "Dataset040_Experiment"
 CONFIGURATION = "small"
@@ -335,7 +336,7 @@ def find_results(output: Path) -> Iterator[Result]:
 
 def training_seconds(checkpoint: Path) -> float:
     """Of its epochs, wherever it was interrupted."""
-    log = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["logging"]
+    log = read_nnunet_checkpoint(checkpoint)["logging"]
     return sum(log["epoch_end_timestamps"]) - sum(log["epoch_start_timestamps"])
 
 

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY
 from nnunet_autosam2.dataset_conversion.nifti import read_volume, unknown_labels
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
@@ -59,7 +60,8 @@ def load_trained(folder: Path, fold: str, checkpoint: str) -> Model:
     """From a results folder of nnU-Net.
 
     Raises:
-        DatasetError: a file is missing or damaged.
+        DatasetError: a file is missing, or a JSON file damaged.
+        WeightsError: the checkpoint is damaged or holds code.
         ConfigurationError: the network has no SAM2.
     """
     plans, dataset_json = _read_json(folder / "plans.json"), _read_json(folder / "dataset.json")
@@ -67,15 +69,11 @@ def load_trained(folder: Path, fold: str, checkpoint: str) -> Model:
     if not path.is_file():
         there = sorted(str(other.relative_to(folder)) for other in folder.glob("fold_*/*.pth"))
         raise DatasetError(f"{path} does not exist. There are: {', '.join(there) or 'no checkpoints'}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=False)  # as nnU-Net does
-        trainer, configuration = content["trainer_name"], content["init_args"]["configuration"]
-        weights = content["network_weights"]
-    except Exception as error:  # whatever damaged bytes lead to in torch's unpickler
-        raise DatasetError(f"{path} is damaged, or no checkpoint of nnU-Net.") from error
+    content = read_nnunet_checkpoint(path)
+    trainer, configuration = content["trainer_name"], content["init_args"]["configuration"]
     description = f"{folder.name}, fold {fold}"
     model = _build(plans, configuration, dataset_json, _find_trainer(trainer), description, is_trained=True)
-    model.network.load_state_dict(weights)
+    model.network.load_state_dict(content["network_weights"])
     return model
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
+from nnunet_autosam2.checkpoint import read_torch_file
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
 
@@ -156,16 +155,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     import torch  # takes seconds, and finding weights does without
 
     expected = 'Expected a SAM2 checkpoint: {"model": {name: tensor}}, written by torch.save.'
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch comments on what it refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path} does not exist. {expected}") from error
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}. {expected}") from error
-    except Exception as error:  # whatever other bytes lead to in torch's unpickler
-        raise WeightsError(f"{path} is refused: found {_fault(Path(path), error)}. {expected}") from error
+    content = read_torch_file(path, expected)
     if not isinstance(content, dict) or "model" not in content:
         found = f"the keys {_first(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise WeightsError(f"{path} is refused: found {found}. {expected}")
@@ -245,20 +235,6 @@ def _remedies(config: AutoSAM2Config) -> str:
         f"the model hub (sam2_checkpoint=auto; `autosam2 weights get {model}` needs a network once). "
         "sam2_checkpoint=random trains without them."
     )
-
-
-def _fault(path: Path, error: Exception) -> str:
-    """What is in a file that torch.load has refused with `error`."""
-    with path.open("rb") as file:
-        start = file.read(16)
-    if not start:
-        return "an empty file"
-    if not start.startswith((b"PK", b"\x80")):  # zip, as torch.save writes, and pickle, as it once did
-        return f"a file that torch.save did not write, starting with {start!r}"
-    if isinstance(error, pickle.UnpicklingError):
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        return f"a pickle that could run code{f' ({named[1]})' if named else ''}, of which nothing was run"
-    return f"a truncated or damaged file of {path.stat().st_size:,} bytes"
 
 
 def _parts(names: Iterable[str]) -> set[str]:

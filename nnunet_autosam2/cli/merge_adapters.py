@@ -49,13 +49,14 @@ def _merge(model: Path, fold: str, checkpoint: str, output: Path) -> str:
     import torch
 
     from nnunet_autosam2.architectures.tuning import merge_adapters
+    from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
     from nnunet_autosam2.loading import load_trained
 
     network = load_trained(model, fold.removeprefix("fold_"), checkpoint).network
     if network.config.sam2_tuning != "lora":
         raise ConfigurationError(f"{model} was not trained with sam2_tuning=lora: there is nothing to merge.")
     merge_adapters(network)
-    trained = torch.load(model / fold / checkpoint, map_location="cpu", weights_only=False)
+    trained = read_nnunet_checkpoint(model / fold / checkpoint)
     kept = {key: trained[key] for key in KEPT}
     torch.save({"network_weights": network.state_dict(), **kept}, output / fold / checkpoint)
     return trained["init_args"]["configuration"]

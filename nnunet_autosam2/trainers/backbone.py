@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
 from nnunet_autosam2.errors import WeightsError
 
 BASELINE = "nnUNetTrainer"
@@ -55,12 +55,10 @@ def load_backbone(network: nn.Module, path: Path, configuration: Mapping[str, An
             the differences are named.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)  # as nnU-Net does
-        arguments, weights = checkpoint["init_args"], checkpoint["network_weights"]
-    except FileNotFoundError as error:
-        raise WeightsError(f"backbone_checkpoint = {path} is not a file.") from error
-    except Exception as error:  # whatever other bytes lead to in torch's unpickler
-        raise WeightsError(f"backbone_checkpoint = {path} is damaged, or no checkpoint of nnU-Net.") from error
+        checkpoint = read_nnunet_checkpoint(path)
+    except WeightsError as error:
+        raise WeightsError(f"backbone_checkpoint: {error}") from error
+    arguments, weights = checkpoint["init_args"], checkpoint["network_weights"]
     there = PlansManager(arguments["plans"]).get_configuration(arguments["configuration"]).configuration
     differences = [
         *_differences({key: there.get(key) for key in SHARED}, {key: configuration.get(key) for key in SHARED}),

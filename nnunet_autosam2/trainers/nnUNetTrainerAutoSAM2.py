@@ -18,6 +18,7 @@ from nnunet_autosam2.architectures.mri_to_rgb import choose_rgb_channels
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.unet import strides_for
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError, exit_on_user_error
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
@@ -254,7 +255,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     def _restore_best_weights(self) -> None:
         best = Path(self.output_folder) / "checkpoint_best.pth"
         if best.is_file():
-            checkpoint = torch.load(best, map_location=self.device, weights_only=False)
+            checkpoint = read_nnunet_checkpoint(best, self.device)
             self.autosam2.load_state_dict(checkpoint["network_weights"])
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:

@@ -165,7 +165,7 @@ def test_refusals(planned, trained: Path, with_opinion, case: Path, images: Path
         ("no truth for", (images / CASE, *untrained)),
         ("no truth for", (images / CASE, "-m", trained, "--prompt-with-truth")),
         ("fold_0/checkpoint_final.pth", (case, "-m", trained, "-f", "3")),
-        ("is damaged", (case, "-m", damaged)),
+        ("is refused", (case, "-m", damaged)),
         ("plans.json does not exist", (case, "-m", tmp_path / "nothing")),
         ("sees no foreground", (case, "-m", with_opinion(-100.0))),
         ("the network has no SAM2", (case, *untrained, "-tr", "nnUNetTrainerAutoSAM2_UNetOnly")),
