@@ -31,7 +31,7 @@ from scipy import ndimage
 from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
 
 DATASET, NAME = "40", "Dataset040_Experiment"
-CONFIGURATION = "small"
+PLANS, CONFIGURATION = "nnUNetPlansExperiment", "small"
 TRAINERS = Path(__file__).resolve().parent / "trainers"
 BATCH_SIZE = 2
 REGIONS = {"ET": (3,), "TC": (2, 3), "WT": (1, 2, 3)}
@@ -99,6 +99,7 @@ class Result(NamedTuple):
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of an arm and case.")
 @click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True)
 @click.option("--sam2-checkpoint", default="random", show_default=True, help="Of sam2.1-hiera-tiny: a file, or auto.")
+@click.option("--spacing", nargs=3, type=float, default=(2, 2, 2), show_default=True, metavar="Z Y X", help="In mm.")
 @click.option("--patch-size", nargs=3, type=int, default=(48, 64, 64), show_default=True, metavar="Z Y X")
 @click.option("--sam2-image-size", default=128, show_default=True, help="Pixels.")
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
@@ -112,6 +113,7 @@ def main(
     seeds: int,
     device: str,
     sam2_checkpoint: str,
+    spacing: tuple[float, float, float],
     patch_size: tuple[int, int, int],
     sam2_image_size: int,
     epochs: int,
@@ -126,6 +128,7 @@ def main(
             "data": str(data.absolute()),
             "device": device,
             "sam2_checkpoint": sam2_checkpoint,
+            "spacing": list(spacing),
             "patch_size": list(patch_size),
             "sam2_image_size": sam2_image_size,
             "epochs": epochs,
@@ -202,9 +205,10 @@ class Experiment:
             "--modalities", "t1ce,flair",
         )  # fmt: skip
         self._execute(
-            "preprocess", "nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", "3d_fullres", "-np", "2", "-npfp", "2"
-        )
-        configure = ("autosam2", "configure", DATASET)
+            "preprocess", "nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", "3d_fullres", "-np", "2", "-npfp", "2",
+            "-overwrite_target_spacing", *settings["spacing"], "-overwrite_plans_name", PLANS,
+        )  # fmt: skip
+        configure = ("autosam2", "configure", DATASET, "-p", PLANS)
         self._execute(
             "configure", *configure, "--name", CONFIGURATION, "--batch-size", BATCH_SIZE,
             "--patch-size", *settings["patch_size"], "--base-features", "16", "--max-features", "128",
@@ -235,7 +239,7 @@ class Experiment:
             self._link_as_baseline(model_folder(self.output, start))
         self._once(
             f"train_{run}", run.seed, "nnUNetv2_train", NAME, configuration(run.arm), run.fold, "-tr", arm.trainer,
-            "-device", self.settings["device"], *resuming(folder / f"fold_{run.fold}"),
+            "-p", PLANS, "-device", self.settings["device"], *resuming(folder / f"fold_{run.fold}"),
         )  # fmt: skip
         case = left_out_cases(self.output)[run.fold]
         self._once(
@@ -285,7 +289,7 @@ def results_folder(output: Path, seed: int) -> Path:
 
 
 def model_folder(output: Path, run: Run) -> Path:
-    return results_folder(output, run.seed) / NAME / f"{ARMS[run.arm].trainer}__nnUNetPlans__{configuration(run.arm)}"
+    return results_folder(output, run.seed) / NAME / f"{ARMS[run.arm].trainer}__{PLANS}__{configuration(run.arm)}"
 
 
 def predicted_file(output: Path, run: Run, case: str) -> Path:
@@ -381,11 +385,12 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def markdown(settings: dict[str, Any], results: list[Result]) -> Iterator[str]:
-    weights, patch = settings["sam2_checkpoint"], "×".join(map(str, settings["patch_size"]))
+    weights = settings["sam2_checkpoint"]
+    patch, spacing = ("×".join(format(side, "g") for side in settings[key]) for key in ("patch_size", "spacing"))
     yield "SAM2's weights are random." if weights == "random" else f"SAM2's weights: {weights}."
     yield (
-        f"Patches of {patch} voxels, {BATCH_SIZE} a batch, {settings['epochs']} epochs of {settings['iterations']} "
-        f"iterations, `sam2_image_size={settings['sam2_image_size']}`, device {settings['device']}. "
+        f"Patches of {patch} voxels of {spacing} mm, {BATCH_SIZE} a batch, {settings['epochs']} epochs of "
+        f"{settings['iterations']} iterations, `sam2_image_size={settings['sam2_image_size']}`, device {settings['device']}. "
         "Mean ± standard deviation over left-out cases and seeds."
     )
     yield EMPTY

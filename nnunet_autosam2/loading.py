@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY
 from nnunet_autosam2.dataset_conversion.nifti import read_volume, unknown_labels
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.plans import read_json
 from nnunet_autosam2.trainers.nnUNetTrainerAutoSAM2 import nnUNetTrainerAutoSAM2
 
 
@@ -64,7 +64,7 @@ def load_trained(folder: Path, fold: str, checkpoint: str) -> Model:
         WeightsError: the checkpoint is damaged or holds code.
         ConfigurationError: the network has no SAM2.
     """
-    plans, dataset_json = _read_json(folder / "plans.json"), _read_json(folder / "dataset.json")
+    plans, dataset_json = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
     path = folder / f"fold_{fold}" / checkpoint
     if not path.is_file():
         there = sorted(str(other.relative_to(folder)) for other in folder.glob("fold_*/*.pth"))
@@ -85,7 +85,7 @@ def build_untrained(plans_file: Path, configuration: str, trainer: str) -> Model
         ConfigurationError: the network has no SAM2, or there is no such configuration or trainer.
         WeightsError: SAM2's weights are missing or do not fit.
     """
-    plans, dataset_json = _read_json(plans_file), _read_json(plans_file.parent / "dataset.json")
+    plans, dataset_json = read_json(plans_file), read_json(plans_file.parent / "dataset.json")
     if configuration not in plans["configurations"]:
         there = ", ".join(plans["configurations"])
         raise ConfigurationError(f"{configuration} is no configuration in {plans_file}. It has: {there}.")
@@ -150,15 +150,6 @@ def preprocess(case: Case, model: Model) -> Volume:
     if data.shape[1] != properties["shape_after_cropping_and_before_resampling"][0]:
         numbering, first_slice = f"{numbering} of the volume as nnU-Net crops and resamples it", 0
     return Volume(torch.from_numpy(data), truth, first_slice, numbering)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} does not exist.") from error
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON: {error}.") from error
 
 
 def _find_trainer(name: str) -> type[nnUNetTrainerAutoSAM2]:

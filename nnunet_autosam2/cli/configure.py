@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config, parse_assignments
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.plans import find_plans, read_plans
 
 MIN_FEATURE_MAP_SIZE = 4  # as nnU-Net's planner
 MIN_STAGES = 3  # nnU-Net's deep supervision gives the coarsest output no weight, so there have to be two
@@ -61,8 +61,8 @@ def command(
         if value is not None and value < 1:
             raise ConfigurationError(f"{option} = {value} is not possible: it has to be 1 or more.")
     changes = parse_assignments(assignments)
-    path = plans_file(dataset, plans)
-    content = _read_plans(path)
+    path = find_plans(dataset, plans)
+    content = read_plans(path)
     inherited = _base_configuration(content, base, path)
     _require_new_name(name, content, path)
     block = inherited.get(PLANS_KEY, {})
@@ -160,36 +160,6 @@ def _topology(
         )
     kernels = [list(kernel) for kernel in kernel_sizes[: len(strides) - 1]]
     return strides, [*kernels, [3] * len(patch_size)]
-
-
-def plans_file(dataset: str, plans: str) -> Path:
-    if not nnUNet_preprocessed.is_set():
-        raise DatasetError("The environment variable nnUNet_preprocessed is not set: plans are looked for there.")
-    folder = Path(nnUNet_preprocessed)
-    try:
-        name = str(maybe_convert_to_dataset_name(dataset))
-    except (RuntimeError, ValueError) as error:
-        raise DatasetError(
-            f"{dataset} is not the ID or name of one dataset in {folder}. Plan it first: "
-            "nnUNetv2_plan_and_preprocess -d ID."
-        ) from error
-    path = folder / name / f"{plans}.json"
-    if not path.is_file():
-        raise DatasetError(
-            f"{path} does not exist. Plan the dataset first, nnUNetv2_plan_and_preprocess -d ID, "
-            "or name its plans with -p."
-        )
-    return path
-
-
-def _read_plans(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("configurations"), dict):
-        raise DatasetError(f"{path} has no configurations: it is not a plans file of nnU-Net.")
-    return content
 
 
 def _base_configuration(content: dict[str, Any], base: str, path: Path) -> dict[str, Any]:

@@ -61,9 +61,9 @@ def command(
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name} goes with {other}, not with {given}.")
     # These take seconds to import.
-    from nnunet_autosam2.cli.configure import plans_file
     from nnunet_autosam2.inspection import find_device, look_inside
     from nnunet_autosam2.loading import build_untrained, find_case, load_trained, preprocess
+    from nnunet_autosam2.plans import find_plans
     from nnunet_autosam2.visualization import require_replaceable, write_pictures
 
     output = output or Path(f"autosam2_{case.name}")
@@ -73,7 +73,7 @@ def command(
         model = load_trained(results, fold, checkpoint)
     else:
         assert dataset is not None
-        model = build_untrained(plans_file(dataset, plans), configuration, trainer)
+        model = build_untrained(find_plans(dataset, plans), configuration, trainer)
         prompt_with_truth = True
     files = find_case(case, truth, model)
     if prompt_with_truth and files.truth is None:
