@@ -1,4 +1,4 @@
-"""A folder in BraTS layout → an nnU-Net raw dataset with the regions WT, TC and ET."""
+"""A BraTS folder → an nnU-Net raw dataset with the regions WT, TC and ET, and a fourth where the release has it."""
 
 from __future__ import annotations
 
@@ -6,53 +6,36 @@ import gzip
 import os
 import re
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from nnunetv2.dataset_conversion.Dataset137_BraTS21 import (
-    copy_BraTS_segmentation_and_convert_labels_to_nnUNet,
-)
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from tqdm.contrib.concurrent import thread_map
 
-from nnunet_autosam2.dataset_conversion.brats_layout import BRATS_2018_2021, BratsLayout
-from nnunet_autosam2.dataset_conversion.nifti import Geometry, read_volume, unknown_labels
-from nnunet_autosam2.dataset_conversion.staging import staged_folder
+from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_named
+from nnunet_autosam2.dataset_conversion.cases import Case, find_cases, read_tree, releases_by_names
+from nnunet_autosam2.dataset_conversion.checks import WORKERS, check_cases
+from nnunet_autosam2.dataset_conversion.nifti import relabel, take_channel
+from nnunet_autosam2.dataset_conversion.staging import resumable_folder, unfinished_state
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 
-# nnU-Net's numbers: 1 oedema, 2 necrotic and non-enhancing core, 3 enhancing tumour
-REGIONS = {
-    "background": 0,
-    "whole tumor": (1, 2, 3),
-    "tumor core": (2, 3),
-    "enhancing tumor": (3,),
-}
-REGIONS_CLASS_ORDER = (1, 2, 3)
-NAMES_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Case:
-    """The files of one case; without a segmentation it is a test case."""
-
-    name: str
-    images: dict[str, Path]
-    segmentation: Path | None
+RELEASE_KEY = "brats_release"
+"""Of dataset.json, where nnU-Net passes over it and carries it along to models and predictions."""
 
 
 class ConvertedDataset(NamedTuple):
     folder: Path
+    release: Release
     channels: list[str]
     training_cases: list[str]
     test_cases: list[str]
+    left_out: dict[str, list[str]]
+    """Case → what is wrong with it."""
 
 
 def convert_brats(
@@ -61,48 +44,74 @@ def convert_brats(
     name: str,
     modalities: Sequence[str] | None = None,
     output: Path | None = None,
-    layout: BratsLayout = BRATS_2018_2021,
+    *,
+    release: str | None = None,
+    link: bool = False,
+    skip_invalid: bool = False,
 ) -> ConvertedDataset:
     """Writes `DatasetIII_NAME` into `output`, by default `$nnUNet_raw`, after everything has been checked.
 
-    Cases with a segmentation go to imagesTr and labelsTr, cases without one to imagesTs.
+    Cases with a segmentation go to imagesTr and labelsTr, cases without one to imagesTs. After an interruption the
+    same call goes on with the files that are missing, unless a source file has changed.
 
     Args:
         source: holds the case folders, directly or one folder deeper (HGG and LGG of BraTS 2018 to 2020).
-        modalities: file suffixes to use, None: all of the layout. Channels keep the layout's order.
+        modalities: file suffixes to use, None: all of the release. Channels keep the release's order.
+        release: key of `RELEASES`, None: by the names of the cases and the labels that occur.
+        link: images that nnU-Net can read as they are become symbolic links.
+        skip_invalid: leave out cases with a problem.
 
     Raises:
-        ConfigurationError: an impossible ID, name or modality, or no place to write to.
-        DatasetError: one line for each problem: first of names and missing files, then of their contents.
+        ConfigurationError: an impossible ID, name, release or modality, or no place to write to.
+        DatasetError: one line for each problem, and nothing is written.
     """
     folder = _dataset_folder(dataset_id, name, output)
-    wanted = _ordered(modalities, layout)
-    cases = _find_cases(source, layout)
-    _report(_missing_modalities(cases, wanted, layout))
-    cases = [replace(case, images={key: case.images[key] for key in wanted}) for case in cases]
-    problems = thread_map(partial(_check_case, layout=layout), cases, desc="check", max_workers=os.cpu_count())
-    _report(list(chain.from_iterable(problems)))
+    tree = read_tree(source)
+    candidates = [release_named(release)] if release else releases_by_names(source, tree)
+    wanted = _ordered(modalities, candidates[0])
+    cases = [
+        replace(case, images={key: case.images[key] for key in wanted}) for case in find_cases(tree, candidates[0])
+    ]
+    if not cases:
+        raise DatasetError(f"{source} holds no case in the layout of {candidates[0].title}.")
+    empty = [path for path, names in tree.items() if not names and not candidates[0].stack]
 
+    request = {
+        "release": release,
+        "modalities": wanted,
+        "link": link,
+        "skip_invalid": skip_invalid,
+        "files": {str(file): _stamp(file) for case in cases for file in (*case.files, *case.surplus)},
+        "empty": [str(path) for path in empty],
+    }
+    state = unfinished_state(folder)
+    if state is None or state.get("request") != request:
+        checked = check_cases(cases, empty, candidates, skip_invalid)
+        state = {"request": request, "release": checked.release.name, "left_out": checked.left_out}
+    chosen, left_out = release_named(state["release"]), state["left_out"]
+    cases = [case for case in cases if case.name not in left_out]
     training = [case.name for case in cases if case.segmentation]
     test = [case.name for case in cases if not case.segmentation]
-    channels = [layout.modalities[key] for key in wanted]
-    with staged_folder(folder) as staged:
+    channels = [chosen.modalities[key] for key in wanted]
+    with resumable_folder(folder, state) as (staged, temporary):
         for subfolder in ["imagesTr", "labelsTr"] * bool(training) + ["imagesTs"] * bool(test):
-            (staged / subfolder).mkdir()
-        thread_map(partial(_write_case, folder=staged), cases, desc="convert", max_workers=os.cpu_count())
+            (staged / subfolder).mkdir(exist_ok=True)
+        write = partial(_write_case, release=chosen, link=link, folder=staged, temporary=temporary)
+        thread_map(write, cases, desc="convert", max_workers=WORKERS)
         generate_dataset_json(
             str(staged),
             channel_names=dict(enumerate(channels)),
-            labels=dict(REGIONS),
+            labels={"background": 0, **chosen.regions},
             num_training_cases=len(training),
             file_ending=".nii.gz",
-            regions_class_order=REGIONS_CLASS_ORDER,
+            regions_class_order=tuple(range(1, len(chosen.regions) + 1)),
             dataset_name=folder.name,
-            description=f"Layout of {layout.release}",
+            description=chosen.title,
             license="that of the data set which the cases come from",
             converted_by="autosam2 convert-brats",
+            **{RELEASE_KEY: chosen.name},
         )
-    return ConvertedDataset(folder, channels, training, test)
+    return ConvertedDataset(folder, chosen, channels, training, test, left_out)
 
 
 def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:
@@ -126,98 +135,50 @@ def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:
     return folder
 
 
-def _ordered(modalities: Sequence[str] | None, layout: BratsLayout) -> list[str]:
+def _ordered(modalities: Sequence[str] | None, release: Release) -> list[str]:
     if modalities is None:
-        return list(layout.modalities)
-    unknown = [key for key in modalities if key not in layout.modalities]
+        return list(release.modalities)
+    unknown = [key for key in modalities if key not in release.modalities]
     if unknown or not modalities:
         raise ConfigurationError(
-            f"Modality {', '.join(unknown)!r} is not possible: choose from {', '.join(layout.modalities)}."
+            f"Modality {', '.join(unknown)!r} is not possible: choose from {', '.join(release.modalities)}."
         )
-    return [key for key in layout.modalities if key in modalities]
+    return [key for key in release.modalities if key in modalities]
 
 
-def _find_cases(source: Path, layout: BratsLayout) -> list[Case]:
-    if not source.is_dir():
-        raise DatasetError(f"{source} is not a folder.")
-    cases, problems = [], []
-    for folder in sorted([*source.glob("*"), *source.glob("*/*")], key=lambda path: path.name):
-        files = {suffix: found for suffix, found in layout.files(folder).items() if found}
-        problems += [f"{found[0]} and {found[1].name} both exist: remove one." for found in files.values() if found[1:]]
-        if files:
-            segmentation = files.pop(layout.segmentation, [None])[0]
-            cases.append(Case(folder.name, {suffix: found[0] for suffix, found in files.items()}, segmentation))
-    if not cases:
-        suffixes = ",".join((*layout.modalities, layout.segmentation))
-        raise DatasetError(f"{source} holds no case: expected <case>/<case>_{{{suffixes}}}.nii.gz or .nii in it.")
-    counts = Counter(case.name for case in cases)
-    problems += [f"{name} is there {n} times in {source}: keep one." for name, n in counts.items() if n > 1]
-    _report(problems)
-    return cases
+def _stamp(file: Path) -> list[int] | None:
+    """What changes when the file does."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
-def _missing_modalities(cases: list[Case], wanted: list[str], layout: BratsLayout) -> list[str]:
-    """One line for all the cases that lack the same modalities."""
-    lacking = defaultdict(list)
-    for case in cases:
-        if missing := [key for key in wanted if key not in case.images]:
-            lacking[", ".join(missing)].append(case.name)
-    common = [key for key in layout.modalities if all(key in case.images for case in cases)]
-    remedy = (
-        f"to use what every case has, give --modalities {','.join(common)}"
-        if common
-        else "no modality is there for every case, complete the files"
-    )
-    return [f"{_listed(names)}: {missing} missing; {remedy}." for missing, names in lacking.items()]
-
-
-def _check_case(case: Case, layout: BratsLayout) -> list[str]:
-    """One line a problem, empty when all files can be read, are finite, share one grid and have known labels."""
-    problems: list[str] = []
-    grids: dict[str, Geometry] = {}
-    for file in [*case.images.values(), *([case.segmentation] if case.segmentation else [])]:
-        try:
-            grids[file.name], voxels = read_volume(file)
-        except DatasetError as error:
-            problems.append(str(error))
-            continue
-        first = next(iter(grids))
-        problems += [f"{file} does not fit {first}: {text}." for text in grids[file.name].differences(grids[first])]
-        if not np.isfinite(voxels).all():
-            problems.append(f"{file} has voxels that are infinite or not a number.")
-        elif file == case.segmentation and (unknown := unknown_labels(voxels, layout.labels)):
-            problems.append(
-                f"{file} has labels that {layout.release} does not know: {_listed(unknown)}. "
-                f"It knows {_listed(layout.labels)}."
-            )
-    return problems
-
-
-def _write_case(case: Case, folder: Path) -> None:
-    for channel, file in enumerate(case.images.values()):
-        _copy_compressed(
-            file,
-            folder / ("imagesTr" if case.segmentation else "imagesTs") / f"{case.name}_{channel:04d}.nii.gz",
-        )
+def _write_case(case: Case, release: Release, link: bool, folder: Path, temporary: Path) -> None:
+    writers: dict[Path, Callable[[Path], object]] = {}
+    images = folder / ("imagesTr" if case.segmentation else "imagesTs")
+    for channel, (key, file) in enumerate(case.images.items()):
+        writers[images / f"{case.name}_{channel:04d}.nii.gz"] = _image_writer(file, key, release, link)
     if case.segmentation:
-        copy_BraTS_segmentation_and_convert_labels_to_nnUNet(
-            str(case.segmentation), str(folder / "labelsTr" / f"{case.name}.nii.gz")
+        writers[folder / "labelsTr" / f"{case.name}.nii.gz"] = partial(
+            relabel, case.segmentation, labels=release.labels
         )
+    for target, write in writers.items():
+        if not os.path.lexists(target):
+            draft = temporary / f"{target.parent.name}_{target.name}"
+            write(draft)
+            draft.rename(target)
 
 
-def _copy_compressed(file: Path, target: Path) -> None:
-    if file.suffix == ".gz":
-        shutil.copyfile(file, target)
-    else:
-        with open(file, "rb") as plain, gzip.open(target, "wb") as compressed:
-            shutil.copyfileobj(plain, compressed)
+def _image_writer(file: Path, modality: str, release: Release, link: bool) -> Callable[[Path], object]:
+    if release.stack:
+        return partial(take_channel, file, release.stack.index(modality))
+    if file.suffix != ".gz":
+        return partial(_compress, file)
+    return partial(os.symlink, file.resolve()) if link else partial(shutil.copyfile, file)
 
 
-def _listed(items: Sequence[object]) -> str:
-    shown = ", ".join(map(str, items[:NAMES_SHOWN]))
-    return shown if len(items) <= NAMES_SHOWN else f"{shown} and {len(items) - NAMES_SHOWN} more"
-
-
-def _report(problems: list[str]) -> None:
-    if problems:
-        raise DatasetError("\n".join(problems))
+def _compress(file: Path, target: Path) -> None:
+    with open(file, "rb") as plain, gzip.open(target, "wb") as compressed:
+        shutil.copyfileobj(plain, compressed)

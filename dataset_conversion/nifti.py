@@ -1,16 +1,20 @@
-"""Reads a NIfTI file in full and says what is wrong with it."""
+"""Reads a NIfTI file in full and says what is wrong with it; writes labels and channels, all else as it was."""
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nibabel.spatialimages import SpatialImage
 
 from nnunet_autosam2.errors import DatasetError
+
+LARGE = 2**28
+"""Bytes. What claims to be larger is measured before memory is taken for it."""
 
 
 class Geometry(NamedTuple):
@@ -22,34 +26,86 @@ class Geometry(NamedTuple):
     direction: tuple[float, ...]
 
     def differences(self, other: Geometry) -> list[str]:
-        """`["spacing (1.0, 1.0, 1.0) and not (1.0, 1.0, 2.0)"]`, empty on the same grid."""
+        """`["spacing (1.0, 1.0, 1.0) and not (1.0, 1.0, 2.0)"]`, empty on the same grid.
+
+        A fraction of 1e-5 is allowed, which is nnU-Net's tolerance, and 1e-3 mm or rad for origin and direction.
+        """
         return [
             f"{field} {mine} and not {theirs}"
             for field, mine, theirs in zip(self._fields, self, other, strict=True)
-            if len(mine) != len(theirs) or not np.allclose(mine, theirs, atol=1e-5)
+            if len(mine) != len(theirs)
+            or not np.allclose(mine, theirs, rtol=1e-5, atol=1e-3 if field in ("origin", "direction") else 0)
         ]
 
 
-def read_volume(file: Path) -> tuple[Geometry, np.ndarray]:
-    """Grid and voxels `[X, Y, Z]` of a 3D image.
+def read_volume(file: Path, dimensions: int = 3) -> tuple[Geometry, np.ndarray]:
+    """Grid and voxels `[X, Y, Z]` of a 3D image, or `[X, Y, Z, C]` of a 4D one.
 
     Raises:
-        DatasetError: the file is no NIfTI image, is cut off or damaged, or is not 3D.
+        DatasetError: the file is no NIfTI image, is cut off or damaged, or has other dimensions.
     """
     try:
         header = sitk.ImageFileReader()
         header.SetFileName(str(file))
         header.ReadImageInformation()
         # nibabel, because SimpleITK fills up the end of a truncated file and says nothing.
-        voxels = np.asanyarray(cast(SpatialImage, nibabel.load(file)).dataobj)
+        image = cast(nibabel.Nifti1Image, nibabel.load(file))
+        if len(image.shape) != dimensions:
+            raise DatasetError(f"{file} is not a {dimensions}D image: its shape is {image.shape}.")
+        if image.get_data_dtype().kind not in "iuf":
+            raise DatasetError(f"{file} does not hold numbers: its data type is {image.get_data_dtype()}.")
+        _measure(file, image)
+        voxels = np.asanyarray(image.dataobj)
+    except DatasetError:
+        raise
     except Exception as error:  # every reader and decompressor has its own family of exceptions
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise DatasetError(f"{file} cannot be read as NIfTI: {reason[0]}") from error
-    if voxels.ndim != 3:
-        raise DatasetError(f"{file} is not a 3D image: its shape is {voxels.shape}.")
-    return Geometry(header.GetSize(), header.GetSpacing(), header.GetOrigin(), header.GetDirection()), voxels
+    direction = np.reshape(header.GetDirection(), (dimensions, dimensions))[:3, :3]
+    grid = Geometry(
+        header.GetSize()[:3], header.GetSpacing()[:3], header.GetOrigin()[:3], tuple(direction.ravel().tolist())
+    )
+    return grid, voxels
+
+
+def _measure(file: Path, image: nibabel.Nifti1Image) -> None:
+    claimed = image.header.get_data_offset() + int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
+    if claimed <= LARGE:
+        return
+    if file.suffix == ".gz":
+        with gzip.open(file) as stream:
+            stream.seek(claimed - 1)  # decompresses piece by piece
+            is_whole = stream.read(1) != b""
+    else:
+        is_whole = file.stat().st_size >= claimed
+    if not is_whole:
+        raise DatasetError(
+            f"{file} is cut off or damaged: its shape {image.shape} needs {claimed} bytes, and it has fewer."
+        )
 
 
 def unknown_labels(voxels: np.ndarray, labels: tuple[int, ...]) -> list[float]:
     """Values that are not among `labels`, sorted."""
     return [value.item() for value in np.setdiff1d(voxels, labels)]
+
+
+def relabel(file: Path, target: Path, labels: Mapping[int, int]) -> None:
+    """Writes the segmentation `file` with each label replaced by `labels[label]`."""
+    image = cast(nibabel.Nifti1Image, nibabel.load(file))
+    voxels = np.asanyarray(image.dataobj)
+    changed = np.zeros_like(voxels, subok=False)
+    for before, after in labels.items():
+        changed[voxels == before] = after
+    _save(image, changed, target)
+
+
+def take_channel(file: Path, channel: int, target: Path) -> None:
+    """Writes one volume of a 4D image as a 3D image."""
+    image = cast(nibabel.Nifti1Image, nibabel.load(file))
+    _save(image, np.asanyarray(image.dataobj[..., channel]), target)
+
+
+def _save(image: nibabel.Nifti1Image, voxels: np.ndarray, target: Path) -> None:
+    header = image.header.copy()
+    header.set_data_dtype(voxels.dtype)
+    nibabel.save(type(image)(voxels, image.affine, header), target)

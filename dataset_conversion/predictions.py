@@ -1,26 +1,32 @@
-"""Predictions in nnU-Net's labels → the labels of BraTS 2018 to 2021."""
+"""Predictions in nnU-Net's labels → the labels of the release that the training cases came from."""
 
 from __future__ import annotations
 
-import os
+import json
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from nnunetv2.dataset_conversion.Dataset137_BraTS21 import load_convert_labels_back_to_BraTS
 from tqdm.contrib.concurrent import thread_map
 
-from nnunet_autosam2.dataset_conversion.nifti import read_volume, unknown_labels
+from nnunet_autosam2.dataset_conversion.brats import RELEASE_KEY
+from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release, release_named
+from nnunet_autosam2.dataset_conversion.checks import WORKERS
+from nnunet_autosam2.dataset_conversion.nifti import read_volume, relabel, unknown_labels
 from nnunet_autosam2.dataset_conversion.staging import staged_folder
 from nnunet_autosam2.errors import DatasetError
 
-LABELS = (0, 1, 2, 3)
+
+class ConvertedPredictions(NamedTuple):
+    number: int
+    release: Release
 
 
-def predictions_to_brats(predictions: Path, output: Path) -> int:
-    """Writes every `.nii.gz` of `predictions` into `output` under its name, with labels 0, 1, 2, 4.
+def predictions_to_brats(predictions: Path, output: Path, release: str | None = None) -> ConvertedPredictions:
+    """Writes every `.nii.gz` of `predictions` into `output` under its name, which is how the challenges take it.
 
-    Returns:
-        The number of files.
+    Args:
+        release: key of `RELEASES`, None: see `recorded_release`.
 
     Raises:
         DatasetError: one line a problem; nothing is written then.
@@ -30,23 +36,45 @@ def predictions_to_brats(predictions: Path, output: Path) -> int:
     files = sorted(predictions.glob("*.nii.gz"))
     if not files:
         raise DatasetError(f"{predictions} holds no .nii.gz file: give the folder that nnUNetv2_predict wrote.")
+    chosen = release_named(release) if release else recorded_release(predictions)
+    original = {after: before for before, after in chosen.labels.items()}
     with staged_folder(output) as staged:
-        problems = thread_map(_check, files, desc="check", max_workers=os.cpu_count())
+        problems = thread_map(partial(_check, labels=tuple(original)), files, desc="check", max_workers=WORKERS)
         if any(problems):
             raise DatasetError("\n".join(filter(None, problems)))
-        convert = partial(load_convert_labels_back_to_BraTS, input_folder=str(predictions), output_folder=str(staged))
-        thread_map(convert, [file.name for file in files], desc="convert", max_workers=os.cpu_count())
-    return len(files)
+        thread_map(lambda file: relabel(file, staged / file.name, original), files, desc="convert", max_workers=WORKERS)
+    return ConvertedPredictions(len(files), chosen)
 
 
-def _check(file: Path) -> str | None:
+def recorded_release(folder: Path) -> Release:
+    """What `convert_brats` wrote into dataset.json; nnU-Net copies it beside predictions and into models.
+
+    Searched in `folder` and the two above it, which covers labelsTr of a dataset and fold_0/validation of a model.
+    """
+    folders = [folder.absolute(), *folder.absolute().parents[:2]]
+    for file in (place / "dataset.json" for place in folders):
+        try:
+            name = json.loads(file.read_text()).get(RELEASE_KEY)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{file} cannot be read: {error}.") from error
+        if name:
+            return release_named(name)
+    raise DatasetError(
+        f"{folders[0] / 'dataset.json'} does not say which release the labels came from: "
+        f"give --release, one of {', '.join(RELEASES)}."
+    )
+
+
+def _check(file: Path, labels: tuple[int, ...]) -> str | None:
     try:
         _, voxels = read_volume(file)
     except DatasetError as error:
         return str(error)
-    if unknown := unknown_labels(voxels, LABELS):
+    if unknown := unknown_labels(voxels, labels):
         return (
-            f"{file} has the labels {', '.join(map(str, unknown))}: "
-            "a prediction of a model trained on a converted BraTS data set has 0, 1, 2 and 3 alone."
+            f"{file} has the labels {', '.join(f'{label:g}' for label in unknown)}: a prediction of a model trained "
+            f"on the converted data set has {', '.join(map(str, sorted(labels)))} alone."
         )
     return None

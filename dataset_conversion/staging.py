@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from nnunet_autosam2.errors import DatasetError
+
+STATE = "state.json"
 
 
 @contextmanager
@@ -32,3 +37,45 @@ def staged_folder(target: Path) -> Iterator[Path]:
             staged.rename(target)
     except OSError as error:
         raise DatasetError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+@contextmanager
+def resumable_folder(target: Path, state: Mapping[str, Any]) -> Iterator[tuple[Path, Path]]:
+    """A folder to write into that becomes `target` at the end, and is kept beside it on an error or interruption.
+
+    The next call with the same `state` goes on in it, one with another state starts anew. Files have to be written
+    into the second folder and moved from there, so that what is in the first is finished.
+
+    Args:
+        state: what decides on the contents, in values that JSON keeps.
+
+    Raises:
+        DatasetError: the disk refuses.
+    """
+    unfinished = _unfinished(target)
+    staged = unfinished / target.name
+    try:
+        if unfinished_state(target) != state:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            staged.mkdir(parents=True)
+            (unfinished / STATE).write_text(json.dumps(state))
+        with TemporaryDirectory(dir=unfinished) as temporary:
+            yield staged, Path(temporary)
+        staged.rename(target)
+        shutil.rmtree(unfinished)
+    except OSError as error:
+        raise DatasetError(
+            f"{target} cannot be written: {error}. The same command goes on where this one stopped, from {unfinished}."
+        ) from error
+
+
+def unfinished_state(target: Path) -> dict[str, Any] | None:
+    """What the last `resumable_folder` for `target` was given, if that one was interrupted."""
+    try:
+        return json.loads((_unfinished(target) / STATE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f".{target.name}_unfinished")

@@ -1,19 +1,23 @@
 import gzip
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
+from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.dataset_conversion.phantom import write_phantom
 
 
-def run(source: Path, raw: Path | None, *options: str) -> subprocess.CompletedProcess[str]:
+def start(source: Path, raw: Path | None, *options: str) -> subprocess.Popen[str]:
     """`autosam2 convert-brats` with nnU-Net's raw folder at `raw`."""
     script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert script is not None, "autosam2 is not installed"
@@ -21,16 +25,23 @@ def run(source: Path, raw: Path | None, *options: str) -> subprocess.CompletedPr
     if raw is not None:
         environment["nnUNet_raw"] = str(raw)
     command = [script, "convert-brats", str(source), "-d", "5", "-n", "Phantom", *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def assert_refused(result: subprocess.CompletedProcess[str], expected: str) -> None:
-    """Exit code 1 and, beside progress bars, one line that says what is wrong."""
-    assert result.returncode == 1
-    assert result.stdout == ""
-    (line,) = [line for line in result.stderr.splitlines() if line and not line.startswith("check:")]
-    assert line.startswith("Error: ")
-    assert expected in line
+def run(source: Path, raw: Path | None, *options: str) -> subprocess.CompletedProcess[str]:
+    process = start(source, raw, *options)
+    stdout, stderr = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def run_here(source: Path, output: Path, *options: str) -> Result:
+    """The same command in this process, which is quicker."""
+    arguments = ["convert-brats", str(source), "-d", "5", "-n", "Phantom", "--output", str(output), *options]
+    return CliRunner().invoke(main, arguments)
+
+
+def contents(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +67,10 @@ def test_converts_and_says_what_it_did(source: Path, tmp_path: Path, options: li
     result = run(source, tmp_path / "raw", *options)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
+        "Release: 2018-2021, BraTS 2018-2021 (by names and labels; --release overrides)",
         f"{tmp_path / 'raw' / 'Dataset005_Phantom'}: channels {channels}",
         "Training cases, in imagesTr and labelsTr: 1",
-        "Test cases, in imagesTs because they have no seg file: 1 (phantom_002)",
+        "Test cases, in imagesTs because they have no segmentation: 1 (phantom_002)",
     ]
     assert len(list(tmp_path.glob("raw/Dataset005_Phantom/images*/*.nii.gz"))) == 2 * len(channels.split(", "))
 
@@ -69,51 +81,171 @@ def test_output_takes_the_place_of_nnunet_raw(source: Path, tmp_path: Path):
     assert (tmp_path / "elsewhere" / "Dataset005_Phantom" / "dataset.json").is_file()
 
 
-def remove_modality(source: Path) -> None:
-    (source / "phantom_002" / "phantom_002_t2.nii.gz").unlink()
-
-
-def crop_modality(source: Path) -> None:
-    file = source / "phantom_002" / "phantom_002_t2.nii.gz"
+def change(file: Path, voxels: Callable[[np.ndarray], np.ndarray], shift: float = 0) -> None:
     image = nibabel.load(file)
-    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj)[:, :, :-1], image.affine), file)
+    affine = image.affine
+    affine[0, 3] += shift
+    nibabel.save(nibabel.Nifti1Image(voxels(np.asanyarray(image.dataobj)), affine), file)
 
 
-def write_unknown_label(source: Path) -> None:
-    file = source / "phantom_001" / "phantom_001_seg.nii.gz"
-    image = nibabel.load(file)
-    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj) + np.uint8(1), image.affine), file)
-
-
-def truncate(source: Path) -> None:
-    file = source / "phantom_001" / "phantom_001_t1.nii.gz"
+def cut_off(case: Path) -> None:
+    file = case / f"{case.name}_t1.nii.gz"
     file.write_bytes(file.read_bytes()[:1000])
+
+
+def crop(case: Path) -> None:
+    change(case / f"{case.name}_t2.nii.gz", lambda voxels: voxels[:, :, :-1])
+
+
+def shift(case: Path) -> None:
+    change(case / f"{case.name}_t2.nii.gz", lambda voxels: voxels, shift=1)
+
+
+def write_nan(case: Path) -> None:
+    change(case / f"{case.name}_flair.nii.gz", lambda voxels: np.where(voxels == 0, np.nan, voxels).astype(np.float32))
+
+
+def write_unknown_label(case: Path) -> None:
+    change(case / f"{case.name}_seg.nii.gz", lambda voxels: voxels + np.uint8(1))
+
+
+def remove_modality(case: Path) -> None:
+    (case / f"{case.name}_t2.nii.gz").unlink()
+
+
+def duplicate(case: Path) -> None:
+    shutil.copytree(case, case.parent / "HGG" / case.name)
+
+
+def empty(case: Path) -> None:
+    shutil.rmtree(case)
+    case.mkdir()
+
+
+def write_text(case: Path) -> None:
+    (case / f"{case.name}_t1ce.nii.gz").write_text("see the other folder")
+
+
+def flatten(case: Path) -> None:
+    change(case / f"{case.name}_t1.nii.gz", lambda voxels: voxels[:, :, 12])
+
+
+def make_unreadable(case: Path) -> None:
+    """Also for root, who can read what has no permissions."""
+    file = case / f"{case.name}_seg.nii.gz"
+    file.unlink()
+    file.symlink_to("on_a_drive_that_is_not_there")
+
+
+def blank(case: Path) -> None:
+    change(case / f"{case.name}_t1.nii.gz", np.zeros_like)
 
 
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (remove_modality, "phantom_002: t2 missing; to use what every case has, give --modalities t1,t1ce,flair."),
-        (crop_modality, "phantom_002_t2.nii.gz does not fit phantom_002_t1.nii.gz: shape (24, 24, 23)"),
-        (write_unknown_label, "phantom_001_seg.nii.gz has labels that BraTS 2018-2021 does not know: 3, 5."),
-        (truncate, "phantom_001_t1.nii.gz cannot be read as NIfTI"),
-        (shutil.rmtree, "brats is not a folder"),
+        (cut_off, "phantom_002_t1.nii.gz cannot be read as NIfTI: Compressed file ended"),
+        (crop, "phantom_002_t2.nii.gz does not fit phantom_002_t1.nii.gz: shape (24, 24, 23)"),
+        (shift, "phantom_002_t2.nii.gz does not fit phantom_002_t1.nii.gz: origin"),
+        (write_nan, "phantom_002_flair.nii.gz has voxels that are infinite or not a number."),
+        (write_unknown_label, "phantom_002_seg.nii.gz has labels that BraTS 2018-2021 does not know: 3, 5."),
+        (remove_modality, "phantom_002_t2.nii.gz is missing."),
+        (duplicate, "HGG/phantom_002/phantom_002_t1.nii.gz; keep one."),
+        (empty, "phantom_002 is empty."),
+        (write_text, "phantom_002_t1ce.nii.gz cannot be read as NIfTI"),
+        (flatten, "phantom_002_t1.nii.gz is not a 3D image: its shape is (24, 24)."),
+        (make_unreadable, "phantom_002_seg.nii.gz cannot be read as NIfTI"),
+        (blank, "phantom_002_t1.nii.gz is empty: every voxel is 0."),
     ],
 )
 def test_data_that_cannot_be_used(source: Path, tmp_path: Path, damage: Callable[[Path], None], expected: str):
-    damage(source)
-    assert_refused(run(source, tmp_path / "raw"), expected)
+    """One line that names the file, one with the remedy, and a raw folder as it was; with --skip-invalid the rest."""
+    damage(source / "phantom_002")
+    raw = tmp_path / "raw"
+    (raw / "Dataset001_Mine" / "imagesTr").mkdir(parents=True)
+    before = contents(raw)
+
+    result = run_here(source, raw)
+
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    problem, remedy = result.stderr[result.stderr.index("Error: ") :].splitlines()
+    assert expected in problem
+    assert remedy.startswith("Cases that cannot be used: 1. --skip-invalid leaves them out, 1 remain.")
+    assert contents(raw) == before
+
+    result = run_here(source, raw, "--skip-invalid")
+    assert result.exit_code == 0, result.stderr
+    *_, left_out, reason = result.stdout.splitlines()
+    assert left_out == "Left out, with --skip-invalid: 1 (phantom_002)"
+    assert reason.startswith("  ")
+    assert expected in reason
+    assert [file.name for file in raw.glob("Dataset005_Phantom/labelsTr/*")] == ["phantom_001.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (lambda source: shutil.rmtree(source), "brats is not a folder."),
+        (lambda source: (shutil.rmtree(source), source.mkdir()), "brats holds no case: expected <case>/<case>_{t1,"),
+        (lambda source: (source.parent / "raw" / "Dataset005_Phantom").mkdir(), "Dataset005_Phantom exists: remove it"),
+    ],
+)
+def test_folders_that_cannot_be_used(source: Path, tmp_path: Path, prepare: Callable[[Path], object], expected: str):
+    (tmp_path / "raw").mkdir()
+    prepare(source)
+    before = contents(tmp_path / "raw")
+    result = run_here(source, tmp_path / "raw")
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert expected in line
+    assert contents(tmp_path / "raw") == before
+
+
+def test_an_error_of_the_installed_command(source: Path, tmp_path: Path):
+    remove_modality(source / "phantom_002")
+    result = run(source, tmp_path / "raw")
+    assert (result.returncode, result.stdout) == (1, "")
+    lines = [line for line in result.stderr.splitlines() if line and not line.startswith("check:")]
+    assert lines == [
+        f"Error: {source}/phantom_002/phantom_002_t2.nii.gz is missing.",
+        "Cases that cannot be used: 1. --skip-invalid leaves them out, 1 remain. "
+        "--modalities t1,t1ce,flair takes what every case has.",
+    ]
     assert not (tmp_path / "raw").exists()
 
 
-def test_existing_dataset(source: Path, tmp_path: Path):
-    existing = tmp_path / "raw" / "Dataset005_Phantom"
-    existing.mkdir(parents=True)
-    assert_refused(run(source, tmp_path / "raw"), "Dataset005_Phantom exists")
-    assert list(existing.iterdir()) == []
-
-
-def test_unset_raw_folder_and_unknown_modality(source: Path, tmp_path: Path):
-    assert_refused(run(source, None), "nnUNet_raw is not set")
-    assert_refused(run(source, tmp_path / "raw", "--modalities", "t1,dwi"), "'dwi'")
+def test_unset_raw_folder_and_impossible_options(source: Path, tmp_path: Path):
+    result = run(source, None)
+    assert (result.returncode, result.stderr[:28]) == (1, "Error: nnUNet_raw is not set")
+    result = run_here(source, tmp_path / "raw", "--modalities", "t1,dwi")
+    assert (result.exit_code, "'dwi'" in result.stderr) == (1, True)
+    assert run_here(source, tmp_path / "raw", "--release", "2012").exit_code == 2
     assert not (tmp_path / "raw").exists()
+
+
+def test_goes_on_after_it_was_killed(source: Path, tmp_path: Path):
+    for number in range(3, 63):
+        case = source / f"phantom_{number:03d}"
+        case.mkdir()
+        for file in (source / "phantom_001").iterdir():
+            os.link(file, case / file.name.replace("phantom_001", case.name))
+    unfinished = tmp_path / "raw" / ".Dataset005_Phantom_unfinished" / "Dataset005_Phantom"
+    process = start(source, tmp_path / "raw")
+    while not list(unfinished.glob("labelsTr/*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list((tmp_path / "raw").glob("Dataset*"))
+    finished = {file.name: file.stat().st_mtime_ns for file in unfinished.glob("*/*")}
+
+    result = run_here(source, tmp_path / "raw")
+
+    assert result.exit_code == 0, result.stderr
+    assert "check:" not in result.stderr
+    (folder,) = (tmp_path / "raw").iterdir()
+    files = {file.name: file.stat().st_mtime_ns for file in folder.glob("*/*")}
+    assert len(files) == 62 * 5 > len(finished)
+    assert {name: files[name] for name in finished} == finished
+    assert all(nibabel.load(file).shape == (24, 24, 24) for file in folder.glob("*/*"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 
-def run(*arguments: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
     script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert script is not None, "autosam2 is not installed"
     command = [script, "predictions-to-brats", *map(str, arguments)]
@@ -22,17 +22,29 @@ def predictions(tmp_path: Path) -> Path:
     folder.mkdir()
     labels = np.arange(4, dtype=np.uint8).repeat(16).reshape(4, 4, 4)
     nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), folder / "case.nii.gz")
-    (folder / "dataset.json").write_text("{}")
+    (folder / "dataset.json").write_text('{"brats_release": "2018-2021"}')
     return folder
 
 
 def test_labels_of_brats(predictions: Path, tmp_path: Path):
     result = run(predictions, tmp_path / "brats")
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{tmp_path / 'brats'}: 1 files with BraTS labels\n"
+    assert result.stdout == f"{tmp_path / 'brats'}: 1 files with the labels of BraTS 2018-2021\n"
     assert [file.name for file in (tmp_path / "brats").iterdir()] == ["case.nii.gz"]
     labels = np.asanyarray(nibabel.load(tmp_path / "brats" / "case.nii.gz").dataobj)
     np.testing.assert_array_equal(labels[:, 0, 0], [0, 2, 1, 4])
+
+
+def test_a_release_that_is_not_recorded_has_to_be_given(predictions: Path, tmp_path: Path):
+    (predictions / "dataset.json").write_text("{}")
+    result = run(predictions, tmp_path / "brats")
+    assert result.returncode == 1
+    assert "dataset.json does not say which release the labels came from: give --release" in result.stderr
+    result = run(predictions, tmp_path / "brats", "--release", "2023-gli")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("labels of BraTS 2023 GLI\n")
+    labels = np.asanyarray(nibabel.load(tmp_path / "brats" / "case.nii.gz").dataobj)
+    np.testing.assert_array_equal(labels[:, 0, 0], [0, 2, 1, 3])
 
 
 def test_unknown_label_is_one_line_and_nothing_is_written(predictions: Path, tmp_path: Path):

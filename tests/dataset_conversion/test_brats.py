@@ -1,7 +1,9 @@
 import gzip
 import json
-import shutil
+import resource
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -10,7 +12,7 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_autosam2.dataset_conversion.brats import convert_brats
-from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError
+from nnunet_autosam2.errors import ConfigurationError, DatasetError
 
 BRATS_TO_NNUNET = np.array([0, 2, 1, 255, 3])
 
@@ -28,17 +30,6 @@ def unzip(file: Path) -> None:
     file.unlink()
 
 
-def assert_refused(source: Path, output: Path, *expected: str) -> None:
-    """One line for each of `expected`, in this order, and nothing written."""
-    with pytest.raises(AutoSAM2Error) as caught:
-        convert_brats(source, 5, "Phantom", output=output)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == len(expected), lines
-    for line, part in zip(lines, expected, strict=True):
-        assert part in line
-    assert not output.exists()
-
-
 def test_images_are_copied_and_labels_renumbered(source: Path, tmp_path: Path):
     dataset = convert_brats(source, 5, "Phantom", output=tmp_path / "raw")
 
@@ -53,17 +44,6 @@ def test_images_are_copied_and_labels_renumbered(source: Path, tmp_path: Path):
         converted = voxels(dataset.folder / "labelsTr" / f"{case}.nii.gz")
         np.testing.assert_array_equal(converted, BRATS_TO_NNUNET[labels])
     assert list((tmp_path / "raw").iterdir()) == [dataset.folder]
-
-
-def test_nnunet_accepts_the_dataset_and_its_regions(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
-    folder = convert_brats(source, 5, "Phantom").folder
-    verify_dataset_integrity(str(folder), num_processes=1)
-    description = json.loads((folder / "dataset.json").read_text())
-    assert description["channel_names"] == {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"}
-    manager = LabelManager(description["labels"], description["regions_class_order"])
-    assert manager.has_regions
-    assert manager.foreground_regions == [(1, 2, 3), (2, 3), (3,)]
 
 
 def test_a_subset_of_modalities_keeps_the_order_of_nnunet(source: Path, tmp_path: Path):
@@ -104,60 +84,82 @@ def test_a_test_set_has_no_training_folders(source: Path, tmp_path: Path):
     assert len(list(dataset.folder.glob("imagesTs/*"))) == 8
 
 
-def test_cases_one_folder_deeper_are_found(source: Path, tmp_path: Path):
-    for number, grade in ((1, "HGG"), (2, "LGG")):
-        (source / grade).mkdir()
-        (source / f"phantom_{number:03d}").rename(source / grade / f"phantom_{number:03d}")
-    assert len(convert_brats(source, 5, "Phantom", output=tmp_path / "raw").training_cases) == 2
+def test_a_case_folder_is_no_data_set(source: Path, tmp_path: Path):
+    with pytest.raises(DatasetError, match="phantom_001 holds no case: expected <case>/<case>_"):
+        convert_brats(source / "phantom_001", 5, "Phantom", output=tmp_path / "raw")
+    with pytest.raises(DatasetError, match="holds no case in the layout of BraTS 2023 GLI"):
+        convert_brats(source, 5, "Phantom", output=tmp_path / "raw", release="2023-gli")
+    assert not (tmp_path / "raw").exists()
 
 
-def test_missing_modalities_name_cases_and_remedy(source: Path, tmp_path: Path):
-    (source / "phantom_001" / "phantom_001_t1.nii.gz").unlink()
-    for number in (1, 2):
-        (source / f"phantom_{number:03d}" / f"phantom_{number:03d}_t2.nii.gz").unlink()
-    assert_refused(
-        source,
-        tmp_path / "raw",
-        "phantom_001: t1, t2 missing; to use what every case has, give --modalities t1ce,flair.",
-        "phantom_002: t2 missing",
-    )
+def test_every_release_converts_and_nnunet_accepts_it(published: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    given = published.release if published.release == "2023-ped" else None
+    dataset = convert_brats(published.folder, 5, "Release", release=given)
+    assert dataset.release.name == published.release
+    assert (dataset.training_cases, dataset.test_cases) == (published.training, [published.test])
+    assert dataset.channels == ["T1", "T1ce", "T2", "Flair"]
+    assert len(list(dataset.folder.glob("imagesTr/*"))) == 8
+    if published.folder.name in ("BraTS2018", "GLI2024", "PED2024", "Decathlon"):  # each layout and set of regions
+        verify_dataset_integrity(str(dataset.folder), num_processes=1)
+    description = json.loads((dataset.folder / "dataset.json").read_text())
+    assert description["brats_release"] == published.release
+    manager = LabelManager(description["labels"], description["regions_class_order"])
+    for file in dataset.folder.glob("labelsTr/*"):
+        labels = voxels(file)
+        probabilities = np.stack([np.isin(labels, region) for region in manager.foreground_regions]).astype(np.float32)
+        decoded = manager.convert_probabilities_to_segmentation(probabilities)
+        np.testing.assert_array_equal(decoded, labels)
+        assert set(np.unique(labels)) == {0, *range(1, len(manager.foreground_regions) + 1)}
 
 
-def test_all_problems_of_the_files_come_at_once(source: Path, tmp_path: Path):
-    first, second = source / "phantom_001", source / "phantom_002"
-    t1ce = voxels(first / "phantom_001_t1ce.nii.gz")
-    overwrite(first / "phantom_001_t1ce.nii.gz", t1ce[:-1])
-    overwrite(first / "phantom_001_t2.nii.gz", t1ce, np.diag([-1.0, -1.0, 2.0, 1.0]))
-    labels = voxels(first / "phantom_001_seg.nii.gz").copy()
-    labels[0, 0, 0] = 3
-    overwrite(first / "phantom_001_seg.nii.gz", labels)
-    flair = second / "phantom_002_flair.nii.gz"
-    flair.write_bytes(flair.read_bytes()[:-500])
-    overwrite(second / "phantom_002_t2.nii.gz", np.where(t1ce == t1ce.max(), np.nan, t1ce).astype(np.float32))
-    assert_refused(
-        source,
-        tmp_path / "raw",
-        "phantom_001_t1ce.nii.gz does not fit phantom_001_t1.nii.gz: shape (27, 26, 24) and not (28, 26, 24).",
-        "phantom_001_t2.nii.gz does not fit phantom_001_t1.nii.gz: spacing",
-        "phantom_001_t2.nii.gz does not fit phantom_001_t1.nii.gz: origin",
-        "phantom_001_seg.nii.gz has labels that BraTS 2018-2021 does not know: 3.",
-        "phantom_002_t2.nii.gz has voxels that are infinite or not a number.",
-        "phantom_002_flair.nii.gz cannot be read",
-    )
+def test_channels_of_the_decathlon_are_taken_apart(publish: Callable[[str], Path], tmp_path: Path):
+    folder = publish("Decathlon")
+    dataset = convert_brats(folder, 5, "Decathlon", ["flair", "t1gd"], tmp_path / "raw")
+    assert dataset.channels == ["T1ce", "Flair"]
+    stacked = nibabel.load(folder / "imagesTr" / "BRATS_001.nii.gz")
+    for channel, index in enumerate((2, 0)):
+        image = nibabel.load(dataset.folder / "imagesTr" / f"BRATS_001_{channel:04d}.nii.gz")
+        np.testing.assert_array_equal(image.dataobj, stacked.dataobj[..., index])
+        assert image.get_data_dtype() == stacked.get_data_dtype()
+        np.testing.assert_array_equal(image.affine, stacked.affine)
 
 
-def test_ambiguous_files_and_cases_are_refused(source: Path, tmp_path: Path):
-    case = source / "phantom_001"
-    (case / "phantom_001_t1.nii").write_bytes(gzip.decompress((case / "phantom_001_t1.nii.gz").read_bytes()))
-    shutil.copytree(source / "phantom_002", source / "HGG" / "phantom_002")
-    assert_refused(
-        source, tmp_path / "raw", "phantom_001_t1.nii both exist: remove one.", "phantom_002 is there 2 times"
-    )
+def test_links_where_files_can_be_used_as_they_are(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    unzip(source / "phantom_001" / "phantom_001_t1.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    folder = convert_brats(Path("brats"), 5, "Phantom", output=Path("raw"), link=True).folder.absolute()
+    monkeypatch.chdir("/")
+    assert not (folder / "imagesTr" / "phantom_001_0000.nii.gz").is_symlink()
+    assert not [file for file in folder.glob("labelsTr/*") if file.is_symlink()]
+    links = [file for file in folder.glob("imagesTr/*") if file.is_symlink()]
+    assert len(links) == 7
+    t2 = folder / "imagesTr" / "phantom_002_0002.nii.gz"
+    assert t2.resolve() == source / "phantom_002" / "phantom_002_t2.nii.gz"
 
 
-def test_folders_without_cases_are_refused(source: Path, tmp_path: Path):
-    assert_refused(source / "nowhere", tmp_path / "raw", "nowhere is not a folder")
-    assert_refused(source / "phantom_001", tmp_path / "raw", "phantom_001 holds no case: expected <case>/<case>_{t1,")
+def test_goes_on_after_the_disk_was_full(source: Path, tmp_path: Path):
+    """The limit on file sizes is the operating system's, and lets the smaller case through."""
+    noise = np.random.default_rng(0).integers(1, 2**15, (60, 60, 60), np.int16)
+    for modality in ("t1", "t1ce", "t2", "flair", "seg"):
+        overwrite(source / "phantom_002" / f"phantom_002_{modality}.nii.gz", noise * (modality != "seg"))
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, usual[1]))
+    try:
+        with pytest.raises(DatasetError, match=r"cannot be written: .*The same command goes on"):
+            convert_brats(source, 5, "Phantom", output=tmp_path / "raw")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    (unfinished,) = (tmp_path / "raw").iterdir()
+    written = {file.name: file.stat().st_mtime_ns for file in unfinished.rglob("*phantom_001*.nii.gz")}
+    assert len(written) == 5
+
+    dataset = convert_brats(source, 5, "Phantom", output=tmp_path / "raw")
+
+    assert list((tmp_path / "raw").iterdir()) == [dataset.folder]
+    assert {file.name: file.stat().st_mtime_ns for file in dataset.folder.rglob("*phantom_001*.nii.gz")} == written
+    for file in ("imagesTr/phantom_002_0001.nii.gz", "labelsTr/phantom_002.nii.gz"):
+        assert voxels(dataset.folder / file).shape == (60, 60, 60)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
-from nnunet_autosam2.dataset_conversion.nifti import Geometry, read_volume, unknown_labels
+from nnunet_autosam2.dataset_conversion.nifti import Geometry, read_volume, relabel, take_channel, unknown_labels
 from nnunet_autosam2.errors import DatasetError
 
 GRID = Geometry((4, 5, 6), (1.0, 1.0, 2.0), (0.0, -239.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
@@ -45,6 +46,37 @@ def test_four_dimensions_are_refused(tmp_path: Path):
         read_volume(save(tmp_path / "4d.nii.gz", np.zeros((3, 3, 3, 2), np.int16)))
 
 
+def test_stacked_volumes_have_the_grid_of_their_first_three_axes(tmp_path: Path):
+    written = np.arange(4 * 5 * 6 * 2, dtype=np.int16).reshape(4, 5, 6, 2)
+    geometry, voxels = read_volume(save(tmp_path / "4d.nii.gz", written), dimensions=4)
+    np.testing.assert_array_equal(voxels, written)
+    assert geometry == read_volume(save(tmp_path / "3d.nii.gz", written[..., 0]))[0]
+    with pytest.raises(DatasetError, match=r"not a 4D image: its shape is \(4, 5, 6\)"):
+        read_volume(tmp_path / "3d.nii.gz", dimensions=4)
+
+
+def test_colours_are_refused(tmp_path: Path):
+    colours = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(DatasetError, match=r"colours\.nii\.gz does not hold numbers"):
+        read_volume(save(tmp_path / "colours.nii.gz", colours))
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("shape", [(1000, 1000, 1000), (32767, 32767, 32767)])
+def test_a_header_that_claims_too_much_takes_no_memory(tmp_path: Path, shape: tuple[int, int, int], ending: str):
+    header = nibabel.Nifti1Header()
+    header.set_data_shape(shape)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    content = header.binaryblock + bytes(4 + 2**20)
+    file = tmp_path / f"huge{ending}"
+    file.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+    tracemalloc.start()
+    with pytest.raises(DatasetError, match=rf"huge{ending} is cut off or damaged: its shape \({shape[0]}, "):
+        read_volume(file)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
 def test_differences_name_each_field_that_differs():
     assert GRID.differences(GRID) == []
     assert GRID._replace(origin=(1e-6, -239.0001, 0.0)).differences(GRID) == []
@@ -56,3 +88,22 @@ def test_unknown_labels():
     assert unknown_labels(np.array([0, 1, 4, 2, 4], np.uint8), (0, 1, 2, 4)) == []
     assert unknown_labels(np.array([0, 7, 3, 7], np.uint8), (0, 1, 2, 4)) == [3, 7]
     assert unknown_labels(np.array([0.0, 1.0, 1.5]), (0, 1, 2, 4)) == [1.5]
+
+
+def test_a_channel_keeps_type_and_place(tmp_path: Path):
+    file = save(tmp_path / "4d.nii.gz", np.random.default_rng(0).normal(size=(3, 4, 5, 2)).astype(np.float32))
+    take_channel(file, 1, tmp_path / "3d.nii.gz")
+    before, after = nibabel.load(file), nibabel.load(tmp_path / "3d.nii.gz")
+    np.testing.assert_array_equal(after.dataobj, before.dataobj[..., 1])
+    assert after.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(after.affine, before.affine)
+
+
+def test_labels_are_replaced_at_once(tmp_path: Path):
+    """Also where the file scales its numbers."""
+    file = save(tmp_path / "a.nii", np.array([0, 2, 4], np.uint8).reshape(3, 1, 1))
+    content = bytearray(file.read_bytes())
+    content[112:120] = np.array([0.5, 0], "<f4").tobytes()  # slope and intercept
+    file.write_bytes(content)
+    relabel(file, tmp_path / "b.nii.gz", {0: 0, 1: 2, 2: 1})
+    assert np.asanyarray(nibabel.load(tmp_path / "b.nii.gz").dataobj).ravel().tolist() == [0, 2, 1]

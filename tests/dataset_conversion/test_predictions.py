@@ -1,41 +1,60 @@
+import gzip
+import json
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 
 from nnunet_autosam2.dataset_conversion.brats import convert_brats
-from nnunet_autosam2.dataset_conversion.predictions import predictions_to_brats
-from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.dataset_conversion.predictions import predictions_to_brats, recorded_release
+from nnunet_autosam2.errors import ConfigurationError, DatasetError
 
 
-def assert_round_trip_is_exact(source: Path, modalities: list[str] | None, tmp_path: Path) -> None:
-    """BraTS labels → nnU-Net's → BraTS labels, voxels and grid."""
-    dataset = convert_brats(source, 5, "RoundTrip", modalities, tmp_path)
-    number = predictions_to_brats(dataset.folder / "labelsTr", tmp_path / "back")
-    assert number == len(dataset.training_cases) == len(list((tmp_path / "back").iterdir()))
+def content(file: Path) -> bytes:
+    return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+
+
+def test_labels_of_every_release_come_back_bit_by_bit(published: Any, tmp_path: Path):
+    dataset = convert_brats(published.folder, 5, "RoundTrip", output=tmp_path / "raw", release=published.release)
+    converted = predictions_to_brats(dataset.folder / "labelsTr", tmp_path / "back")
+    assert (converted.number, converted.release.name) == (2, published.release)
+    for case, original in published.segmentations.items():
+        assert content(tmp_path / "back" / f"{case}.nii.gz") == content(original)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, ">u2"])
+def test_headers_and_data_types_of_any_tool_come_back(source: Path, tmp_path: Path, dtype: Any):
+    for original in source.glob("*/*_seg.nii.gz"):
+        image = nibabel.load(original)
+        header = nibabel.Nifti1Header(endianness=">" if dtype == ">u2" else "<")
+        header["descrip"] = b"drawn by hand"
+        header.set_data_dtype(dtype)
+        changed = nibabel.Nifti1Image(np.asanyarray(image.dataobj).astype(dtype), image.affine, header)
+        changed.set_qform(image.affine, code=2)
+        nibabel.save(changed, original)
+    dataset = convert_brats(source, 5, "RoundTrip", output=tmp_path / "raw")
+    predictions_to_brats(dataset.folder / "labelsTr", tmp_path / "back")
     for case in dataset.training_cases:
-        before = nibabel.load(source / case / f"{case}_seg.nii.gz")
-        after = nibabel.load(tmp_path / "back" / f"{case}.nii.gz")
-        np.testing.assert_array_equal(np.asanyarray(after.dataobj), np.asanyarray(before.dataobj))
-        np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
-
-
-def test_round_trip_of_phantom_labels(source: Path, tmp_path: Path):
-    assert_round_trip_is_exact(source, None, tmp_path)
+        assert content(tmp_path / "back" / f"{case}.nii.gz") == content(source / case / f"{case}_seg.nii.gz")
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize(("folder", "modalities"), [("brats2013", ["t1ce", "flair"]), ("tcga_lgg", None)])
 def test_round_trip_of_real_labels(real_data: Path, tmp_path: Path, folder: str, modalities: list[str] | None):
-    assert_round_trip_is_exact(real_data / folder, modalities, tmp_path)
+    dataset = convert_brats(real_data / folder, 5, "RoundTrip", modalities, tmp_path / "raw")
+    assert predictions_to_brats(dataset.folder / "labelsTr", tmp_path / "back").number == len(dataset.training_cases)
+    for case in dataset.training_cases:
+        original = real_data / folder / case / f"{case}_seg.nii.gz"
+        assert content(tmp_path / "back" / f"{case}.nii.gz") == content(original)
 
 
 def test_only_segmentations_are_read(source: Path, tmp_path: Path):
     labels = convert_brats(source, 5, "Phantom", output=tmp_path).folder / "labelsTr"
     (labels / "plans.json").write_text("{}")
     (labels / "phantom_001.npz").touch()
-    assert predictions_to_brats(labels, tmp_path / "back") == 2
+    assert predictions_to_brats(labels, tmp_path / "back").number == 2
 
 
 def test_unknown_labels_and_damaged_files_are_named_and_nothing_is_written(source: Path, tmp_path: Path):
@@ -57,5 +76,20 @@ def test_folders_that_do_not_fit_are_refused(source: Path, tmp_path: Path):
     with pytest.raises(DatasetError, match=r"holds no \.nii\.gz file"):
         predictions_to_brats(source, tmp_path / "back")
     with pytest.raises(DatasetError, match="is not empty"):
-        predictions_to_brats(source / "phantom_001", source)
+        predictions_to_brats(source / "phantom_001", source, "2018-2021")
     assert not (tmp_path / "back").exists()
+
+
+def test_the_release_is_that_of_the_nearest_dataset_json(tmp_path: Path):
+    validation = tmp_path / "model" / "fold_0" / "validation"
+    validation.mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"validation/dataset.json does not say .* give --release, one of 2018"):
+        recorded_release(validation)
+    (tmp_path / "model" / "dataset.json").write_text(json.dumps({"brats_release": "2024-ped"}))
+    assert recorded_release(validation).name == "2024-ped"
+    (validation / "dataset.json").write_text(json.dumps({"brats_release": "2031-xyz"}))
+    with pytest.raises(ConfigurationError, match="'2031-xyz' is not possible"):
+        recorded_release(validation)
+    (validation / "dataset.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"dataset\.json cannot be read"):
+        recorded_release(validation)

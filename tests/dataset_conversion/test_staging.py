@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_autosam2.dataset_conversion.staging import staged_folder
+from nnunet_autosam2.dataset_conversion.staging import resumable_folder, staged_folder, unfinished_state
 from nnunet_autosam2.errors import DatasetError
 
 
@@ -46,3 +46,51 @@ def test_an_empty_folder_may_be_there(tmp_path: Path):
     with staged_folder(tmp_path / "empty") as staged:
         (staged / "file").touch()
     assert (tmp_path / "empty" / "file").exists()
+
+
+def interrupt(target: Path, state: dict, name: str) -> None:
+    def write() -> None:
+        with resumable_folder(target, state) as (staged, temporary):
+            (temporary / "draft").write_text(name)
+            (temporary / "draft").rename(staged / name)
+            (temporary / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+
+
+def test_an_interrupted_folder_is_taken_up_again(tmp_path: Path):
+    target = tmp_path / "parent" / "target"
+    state = {"files": {"a": [1, 2]}, "link": False}
+    assert unfinished_state(target) is None
+    interrupt(target, state, "first")
+    assert not target.exists()
+    assert unfinished_state(target) == state
+    with resumable_folder(target, state) as (staged, _):
+        (staged / "second").touch()
+    assert sorted(path.name for path in target.iterdir()) == ["first", "second"]
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_another_state_starts_anew(tmp_path: Path):
+    interrupt(tmp_path / "target", {"files": 1}, "old")
+    with resumable_folder(tmp_path / "target", {"files": 2}) as (staged, _):
+        assert list(staged.iterdir()) == []
+    interrupt(tmp_path / "other", {"files": 1}, "old")
+    (tmp_path / ".other_unfinished" / "state.json").write_text("{")
+    with resumable_folder(tmp_path / "other", {"files": 1}) as (staged, _):
+        assert list(staged.iterdir()) == []
+
+
+def test_a_target_that_appeared_meanwhile_is_left_alone(tmp_path: Path):
+    target = tmp_path / "target"
+
+    def write() -> None:
+        with resumable_folder(target, {}):
+            target.mkdir()
+            (target / "mine").touch()
+
+    with pytest.raises(DatasetError, match="cannot be written"):
+        write()
+    assert [path.name for path in target.iterdir()] == ["mine"]

@@ -1,0 +1,127 @@
+"""Finds the cases of a BraTS folder, and the releases that their names fit. Reads names only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from nnunet_autosam2.dataset_conversion.brats_layout import MODALITIES_2018, MODALITIES_2023, RELEASES, Release
+from nnunet_autosam2.errors import ConfigurationError, DatasetError
+
+ENDINGS = (".nii.gz", ".nii")
+NIFTI = re.compile(r"(.+?)\.nii(\.gz)?")
+NAMES_SHOWN = 5
+
+Tree = dict[Path, list[str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one case; without a segmentation it is a test case."""
+
+    name: str
+    images: Mapping[str, Path]
+    """Modality → its file, which does not have to exist."""
+    segmentation: Path | None
+    surplus: tuple[Path, ...]
+    """The same volumes once more, with another ending."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Each once: of stacked modalities, all are in one."""
+        return list(dict.fromkeys([*self.images.values(), *([self.segmentation] if self.segmentation else [])]))
+
+
+def read_tree(source: Path) -> Tree:
+    """The folders one and two levels below `source` → the names in them, without hidden ones.
+
+    Raises:
+        DatasetError: `source` is no folder, or a folder cannot be read.
+    """
+    if not source.is_dir():
+        raise DatasetError(f"{source} is not a folder.")
+    try:
+        first = [path for path in sorted(source.iterdir()) if path.is_dir()]
+        second = [path for folder in first for path in sorted(folder.iterdir()) if path.is_dir()]
+        return {
+            folder: sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+            for folder in [*first, *second]
+        }
+    except OSError as error:
+        raise DatasetError(f"{source} cannot be read: {error}.") from error
+
+
+def releases_by_names(source: Path, tree: Tree) -> list[Release]:
+    """Releases with the same layout, one or more, whose names all cases have.
+
+    Raises:
+        DatasetError: there is no case.
+        ConfigurationError: the names do not decide.
+    """
+    found = {release.name: find_cases(tree, release) for release in RELEASES.values()}
+    fitting = [
+        RELEASES[name]
+        for name, cases in found.items()
+        if cases and all(re.fullmatch(RELEASES[name].case_pattern, case.name) for case in cases)
+    ]
+    names = sorted({case.name for case in chain.from_iterable(found.values())})
+    if not names:
+        suffixes = " or ".join(
+            f"<case>/<case>{separator}{{{','.join((*modalities, 'seg'))}}}"
+            for separator, modalities in (("_", MODALITIES_2018), ("-", MODALITIES_2023))
+        )
+        raise DatasetError(
+            f"{source} holds no case: expected {suffixes} with .nii.gz or .nii in it, or the Decathlon's imagesTr."
+        )
+    if len({release.layout for release in fitting}) != 1:
+        several = f" fit {' and '.join(release.title for release in fitting)}" if fitting else " fit no release"
+        raise ConfigurationError(
+            f"{source}: the names of the cases ({listed(names)}){several}: give --release, one of "
+            f"{', '.join(RELEASES)}."
+        )
+    return fitting
+
+
+def find_cases(tree: Tree, release: Release) -> list[Case]:
+    """Sorted by name; a name may be there more than once."""
+    cases = _stacked(tree, release) if release.stack else _separate(tree, release)
+    return sorted(cases, key=lambda case: case.name)
+
+
+def _separate(tree: Tree, release: Release) -> list[Case]:
+    cases = []
+    for folder, names in tree.items():
+        stems = {key: f"{folder.name}{release.separator}{key}" for key in (*release.modalities, "seg")}
+        files = {key: _files(folder, names, stem) for key, stem in stems.items()}
+        if any(files.values()):
+            images = {key: [*files[key], folder / f"{stems[key]}{ENDINGS[0]}"][0] for key in release.modalities}
+            surplus = tuple(chain.from_iterable(found[1:] for found in files.values()))
+            cases.append(Case(folder.name, images, next(iter(files["seg"]), None), surplus))
+    return cases
+
+
+def _stacked(tree: Tree, release: Release) -> list[Case]:
+    cases = []
+    for folder, names in tree.items():
+        if folder.name not in ("imagesTr", "imagesTs"):
+            continue
+        label_folder = folder.with_name(folder.name.replace("images", "labels"))
+        label_names = tree.get(label_folder, [])
+        for stem in {match[1] for name in (*names, *label_names) if (match := NIFTI.fullmatch(name))}:
+            images, labels = _files(folder, names, stem), _files(label_folder, label_names, stem)
+            image = [*images, folder / f"{stem}{ENDINGS[0]}"][0]
+            surplus = (*images[1:], *labels[1:])
+            cases.append(Case(stem, dict.fromkeys(release.modalities, image), next(iter(labels), None), surplus))
+    return cases
+
+
+def _files(folder: Path, names: Sequence[str], stem: str) -> list[Path]:
+    return [folder / f"{stem}{ending}" for ending in ENDINGS if f"{stem}{ending}" in names]
+
+
+def listed(items: Sequence[object]) -> str:
+    shown = ", ".join(map(str, items[:NAMES_SHOWN]))
+    return shown if len(items) <= NAMES_SHOWN else f"{shown} and {len(items) - NAMES_SHOWN} more"

@@ -1,0 +1,123 @@
+"""Reads every file of every case, and reports all problems at once."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm.contrib.concurrent import thread_map
+
+from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_by_labels
+from nnunet_autosam2.dataset_conversion.cases import Case, listed
+from nnunet_autosam2.dataset_conversion.nifti import Geometry, read_volume
+from nnunet_autosam2.errors import ConfigurationError, DatasetError
+
+WORKERS = min(8, os.cpu_count() or 1)  # each holds a case's largest file
+
+
+class Findings(NamedTuple):
+    problems: list[str]
+    labels: frozenset[float]
+    """In the segmentation; empty where there is none that can be read."""
+
+
+class Checked(NamedTuple):
+    release: Release
+    left_out: dict[str, list[str]]
+    """Case → what is wrong with it."""
+
+
+def check_cases(cases: list[Case], empty: list[Path], candidates: list[Release], skip_invalid: bool) -> Checked:
+    """Decides for one of the candidates, which share their layout, and on the cases that can be used.
+
+    Args:
+        empty: case folders without a file.
+
+    Raises:
+        DatasetError: one line a problem and a last one with the remedies; with `skip_invalid`, when no case remains
+            or the files do not decide for a release.
+    """
+    findings = thread_map(partial(check_case, release=candidates[0]), cases, desc="check", max_workers=WORKERS)
+    undecided = []
+    try:
+        release = release_by_labels(candidates, [found.labels for found in findings])
+    except ConfigurationError as error:
+        undecided, release = [str(error)], candidates[-1]
+
+    problems: dict[str, list[str]] = defaultdict(list)
+    for case, found in zip(cases, findings, strict=True):
+        problems[case.name] += found.problems
+        if unknown := sorted(found.labels - release.labels.keys()):
+            problems[case.name].append(
+                f"{case.segmentation} has labels that {release.title} does not know: "
+                f"{listed([f'{label:g}' for label in unknown])}. It knows {listed(list(release.labels))}."
+            )
+    for name, number in Counter(case.name for case in cases).items():
+        if number > 1:
+            files = [next(iter(case.files)) for case in cases if case.name == name]
+            problems[name].append(f"{name} is there {number} times: {', '.join(map(str, files))}; keep one.")
+    for folder in empty:
+        problems[folder.name].append(f"{folder} is empty.")
+
+    left_out = {name: lines for name, lines in problems.items() if lines}
+    valid = {case.name for case in cases} - left_out.keys()
+    if undecided or not valid or (left_out and not skip_invalid):
+        remedies = [f"--skip-invalid leaves them out, {len(valid)} remain."] * bool(valid and not skip_invalid)
+        common = [key for key in cases[0].images if all(os.path.lexists(case.images[key]) for case in cases)]
+        if 0 < len(common) < len(cases[0].images):
+            remedies.append(f"--modalities {','.join(common)} takes what every case has.")
+        summary = [f"Cases that cannot be used: {len(left_out)}. {' '.join(remedies)}".strip()] * bool(left_out)
+        raise DatasetError("\n".join([*undecided, *chain.from_iterable(left_out.values()), *summary]))
+    return Checked(release, left_out)
+
+
+def check_case(case: Case, release: Release) -> Findings:
+    """No problem when all files can be read, are finite and share one grid, and no image is empty."""
+    problems = [f"{file}.gz and {file.name} both exist: remove one." for file in case.surplus]
+    grids: dict[Path, Geometry] = {}
+    labels: frozenset[float] = frozenset()
+    for file in case.files:
+        if not os.path.lexists(file):
+            problems.append(f"{file} is missing.")
+            continue
+        is_stack = file != case.segmentation and bool(release.stack)
+        try:
+            grids[file], voxels = read_volume(file, dimensions=4 if is_stack else 3)
+        except DatasetError as error:
+            problems.append(str(error))
+            continue
+        if not np.isfinite(voxels).all():
+            problems.append(f"{file} has voxels that are infinite or not a number.")
+        elif file == case.segmentation:
+            labels = frozenset(np.unique(voxels).tolist())
+        elif is_stack and voxels.shape[3] != len(release.stack):
+            problems.append(f"{file} has {voxels.shape[3]} channels, expected {', '.join(release.stack)}.")
+        else:
+            volumes = (
+                {f" of {key}": voxels[..., release.stack.index(key)] for key in case.images}
+                if is_stack
+                else {"": voxels}
+            )
+            problems += [
+                f"{file} is empty: every voxel{of_modality} is {volume.flat[0]:g}."
+                for of_modality, volume in volumes.items()
+                if not np.ptp(volume)
+            ]
+    return Findings([*problems, *_misfits(grids)], labels)
+
+
+def _misfits(grids: dict[Path, Geometry]) -> list[str]:
+    """Compares with the file that fits the most others, so that the line names the odd one."""
+    if not grids:
+        return []
+    reference = max(grids, key=lambda file: sum(not grid.differences(grids[file]) for grid in grids.values()))
+    return [
+        f"{file} does not fit {reference.name}: {text}."
+        for file, grid in grids.items()
+        for text in grid.differences(grids[reference])
+    ]
