@@ -1,0 +1,1 @@
+"""Segmentations against their truth, by the metrics of the BraTS challenges."""

@@ -1,0 +1,44 @@
+"""The challenges that score WT, TC and ET, and what `brats-evaluation` does for each of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Labels(NamedTuple):
+    """In the package's configuration of the challenge."""
+
+    oedema: int
+    core: int
+    enhancing: int
+
+
+ADULT = Labels(oedema=2, core=1, enhancing=3)
+CHALLENGES = {
+    "gli": ADULT,
+    "mets": ADULT,
+    "ped": Labels(oedema=4, core=2, enhancing=1),
+    "MenPre": ADULT,
+    "GoAT": ADULT,
+}
+LARGEST_DISTANCE = 373.0
+"""mm, what the package counts where HD95 is infinite"""
+SMALL_LESION = 20.0
+"""mm³, and the smallest Dice of a lesion that is found: the defaults of `brats-parse-metrics mets`"""
+FOUND_LESION = 0.1
+
+EMPTY_REGIONS = (
+    f"A region that neither truth nor prediction has is not scored. Where one of them lacks it, or they have no voxel "
+    f"in common, HD95 is {LARGEST_DISTANCE:g} mm and all others are 0; sensitivity is not defined without truth."
+)
+LESION_WISE = "Lesion-wise values are means over the lesions that overlap one of the prediction, one to one."
+LESION_WISE_OF_METS = (
+    f"Lesion-wise values are means over the lesions of {SMALL_LESION:g} mm³ and more; each that is not found and each "
+    f"false one counts as 0, and {LARGEST_DISTANCE:g} mm. Without such a lesion in the truth they are not defined."
+)
+DISTANCES = "On the 1 mm grid of BraTS, HD95 is in mm, and NSD allows 0.5 mm between surfaces, lesion-wise 1 mm."
+
+
+def rules(challenge: str) -> tuple[str, ...]:
+    """How empty regions, lesions and distances count, a sentence or two each."""
+    return EMPTY_REGIONS, LESION_WISE_OF_METS if challenge == "mets" else LESION_WISE, DISTANCES

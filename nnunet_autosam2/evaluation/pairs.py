@@ -1,0 +1,179 @@
+"""Which prediction belongs to which truth: two folders, a validation folder of nnU-Net, or all folds of a training."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from nnunet_autosam2.errors import DatasetError
+
+ENDING = ".nii.gz"
+NAMES_SHOWN = 5
+
+
+class Pair(NamedTuple):
+    case: str
+    prediction: Path
+    truth: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    pairs: list[Pair]
+    """Sorted by case."""
+    folds: list[str]
+    """As in `["0", "1"]`; empty for predictions that are of no fold."""
+    dataset_json: Path | None
+    """nnU-Net's, beside the predictions or the truths."""
+
+
+def find_pairs(predictions: Path, truth: Path | None = None, chill: bool = False) -> Found:
+    """The cases of `predictions`, which is one of
+
+    - a folder of segmentations, for which `truth` has files of the same names,
+    - `fold_X/validation` or `fold_X` of a training,
+    - the folder that holds `fold_0`, `fold_1`, …: the validation cases of them all.
+
+    Without `truth`, the truths of a validation are those that nnU-Net itself uses: `gt_segmentations` in
+    `$nnUNet_preprocessed` or `labelsTr` in `$nnUNet_raw`.
+
+    Args:
+        chill: no error for cases that have a truth and no prediction. For folds with a `truth` of their own, nothing
+            says which cases these are.
+
+    Raises:
+        DatasetError: nothing there, or cases missing on one of the sides.
+    """
+    if not predictions.is_dir():
+        raise DatasetError(f"{predictions} is not a folder.")
+    if truth is not None and not truth.is_dir():
+        raise DatasetError(f"{truth} is not a folder.")
+    folds = _fold_folders(predictions)
+    if not folds:
+        return _pairs_of_folder(predictions, truth, chill)
+    return _pairs_of_folds(folds, truth, chill)
+
+
+def _pairs_of_folder(predictions: Path, truth: Path | None, chill: bool) -> Found:
+    if truth is None:
+        raise DatasetError(
+            f"{predictions} is neither nnU-Net's folder of a fold nor one that holds folds: "
+            "give the folder of the truths as well."
+        )
+    predicted, true = _segmentations(predictions), _segmentations(truth)
+    pairs = _matched(predicted, true, predictions, truth, set() if chill else true.keys())
+    beside = (predictions, truth, truth.parent)
+    return Found(pairs, [], next((file for folder in beside if (file := folder / "dataset.json").is_file()), None))
+
+
+def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found:
+    model = folds[0].parent
+    splits: list[dict[str, list[str]]] = []
+    if truth is None:
+        dataset = _dataset_name(model)
+        truth = _gt_segmentations(dataset)
+        splits = [] if chill else _splits(dataset)
+    true = _segmentations(truth)
+    predicted: dict[str, Path] = {}
+    pairs = []
+    for fold in folds:
+        validation = fold / "validation"
+        if not validation.is_dir():
+            raise DatasetError(
+                f"{fold} has no folder validation: finish its training, validate it by nnUNetv2_train … --val, "
+                "or evaluate other folds one by one."
+            )
+        of_fold = _segmentations(validation)
+        if twice := of_fold.keys() & predicted.keys():
+            raise DatasetError(
+                f"{validation} has cases that another fold has as well, {predicted[min(twice)]} for one: "
+                "in a cross-validation each case is in one fold."
+            )
+        predicted |= of_fold
+        number = _fold_name(fold)
+        expected = splits[int(number)]["val"] if number.isdecimal() and int(number) < len(splits) else []
+        pairs += _matched(of_fold, true, validation, truth, expected)
+    return Found(sorted(pairs), [_fold_name(fold) for fold in folds], model / "dataset.json")
+
+
+def _fold_folders(predictions: Path) -> list[Path]:
+    """In order of their numbers; `fold_all` alone, because it validates on what it was trained on."""
+    folder = predictions.resolve()
+    if folder.name == "validation":
+        folder = folder.parent
+    if re.fullmatch(r"fold_(\d+|all)", folder.name):
+        return [folder]
+    folds = [path for path in predictions.iterdir() if re.fullmatch(r"fold_\d+", path.name)]
+    return sorted(folds, key=lambda path: int(_fold_name(path)))
+
+
+def _fold_name(folder: Path) -> str:
+    return folder.name.removeprefix("fold_")
+
+
+def _segmentations(folder: Path) -> dict[str, Path]:
+    """Case → file."""
+    files = {file.name.removesuffix(ENDING): file for file in sorted(folder.glob(f"*{ENDING}"))}
+    if not files:
+        raise DatasetError(f"{folder} holds no {ENDING} file.")
+    return files
+
+
+def _matched(
+    predicted: dict[str, Path], true: dict[str, Path], predictions: Path, truth: Path, expected: Iterable[str]
+) -> list[Pair]:
+    problems = []
+    if without_truth := sorted(predicted.keys() - true.keys()):
+        problems.append(
+            f"{predictions} has {len(without_truth)} predictions without a file of the same name in {truth}: "
+            f"{_some(without_truth)}. Remove them or add their truth."
+        )
+    if not_predicted := sorted(set(expected) - predicted.keys()):
+        problems.append(
+            f"{predictions} lacks {len(not_predicted)} cases that have a truth in {truth}: "
+            f"{_some(not_predicted)}. Predict them, or evaluate the others with --chill."
+        )
+    if problems:
+        raise DatasetError("\n".join(problems))
+    return [Pair(case, file, true[case]) for case, file in predicted.items()]
+
+
+def _some(cases: list[str]) -> str:
+    return ", ".join(cases[:NAMES_SHOWN]) + ", …" * (len(cases) > NAMES_SHOWN)
+
+
+def _dataset_name(model: Path) -> str:
+    plans = model / "plans.json"
+    try:
+        return json.loads(plans.read_text(encoding="utf-8"))["dataset_name"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DatasetError(f"{plans} does not name the dataset: give the folder of the truths as well.") from error
+
+
+def _gt_segmentations(dataset: str) -> Path:
+    from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw  # reports unset variables, so only where they matter
+
+    places = [(nnUNet_preprocessed, "gt_segmentations"), (nnUNet_raw, "labelsTr")]
+    folders = [Path(root, dataset, name) for root, name in places if root]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    looked = " and ".join(map(str, folders)) or "nowhere, for nnUNet_preprocessed and nnUNet_raw are not set"
+    raise DatasetError(f"The truth of {dataset} is not found (looked in: {looked}): give its folder after PREDICTIONS.")
+
+
+def _splits(dataset: str) -> list[dict[str, list[str]]]:
+    """nnU-Net's folds, none where its file is missing."""
+    from nnunetv2.paths import nnUNet_preprocessed
+
+    file = Path(nnUNet_preprocessed or ".", dataset, "splits_final.json")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise DatasetError(f"{file} is no JSON: {error}.") from error

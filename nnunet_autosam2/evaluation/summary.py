@@ -1,0 +1,74 @@
+"""Scores of all cases → files, and a table of mean ± sd."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores
+from nnunet_autosam2.evaluation.regions import REGIONS
+
+
+class Statistic(NamedTuple):
+    mean: float | None
+    sd: float | None
+    """Of the sample (n - 1), as in brats-parse-metrics; None below two cases."""
+    n: int
+    """Cases in which the metric is defined."""
+
+
+def summarise(scores: Scores) -> dict[str, dict[str, Statistic]]:
+    """`[region][metric]` over the cases in which it is defined."""
+    return {
+        region: {metric: _statistic([case[region][metric] for case in scores.values()]) for metric in METRICS}
+        for region in REGIONS
+    }
+
+
+def _statistic(values: list[float | None]) -> Statistic:
+    defined = [value for value in values if value is not None]
+    return Statistic(fmean(defined) if defined else None, stdev(defined) if len(defined) > 1 else None, len(defined))
+
+
+def table(scores: Scores) -> str:
+    """Metrics down, regions across; the number of cases is said where a metric is not defined in all."""
+    rows = [["", *REGIONS]]
+    summary = summarise(scores)
+    for metric in METRICS:
+        unit = " (mm)" if "HD95" in metric else ""
+        rows.append([metric + unit, *(_cell(summary[region][metric], metric, len(scores)) for region in REGIONS)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _cell(statistic: Statistic, metric: str, cases: int) -> str:
+    if statistic.mean is None:
+        return "-"
+    digits = 2 if "HD95" in metric else 4
+    text = f"{statistic.mean:.{digits}f}"
+    if statistic.sd is not None:
+        text += f" ± {statistic.sd:.{digits}f}"
+    return text if statistic.n == cases else f"{text} (n={statistic.n})"
+
+
+def write_scores(folder: Path, scores: Scores, about: dict[str, Any]) -> None:
+    """`scores.csv` with a line for each case and region, and `scores.json` with `about`, the mean ± sd and the cases.
+
+    A metric that is not defined is empty in the one and null in the other.
+    """
+    with (folder / "scores.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "region", *METRICS])
+        for case, regions in scores.items():
+            writer.writerows([case, region, *regions[region].values()] for region in REGIONS)
+    summary = {
+        region: {metric: statistic._asdict() for metric, statistic in metrics.items()}
+        for region, metrics in summarise(scores).items()
+    }
+    content = json.dumps({**about, "summary": summary, "cases": scores}, indent=2, allow_nan=False)
+    (folder / "scores.json").write_text(content + "\n", encoding="utf-8")

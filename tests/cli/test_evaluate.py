@@ -1,0 +1,121 @@
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_autosam2.dataset_conversion.brats import convert_brats
+from nnunet_autosam2.dataset_conversion.phantom import write_phantom
+from nnunet_autosam2.dataset_conversion.predictions import predictions_to_brats
+from nnunet_autosam2.evaluation.brats_metrics import evaluate
+from nnunet_autosam2.evaluation.pairs import find_pairs
+
+CASES = [f"phantom_{number:03d}" for number in range(1, 5)]
+
+
+def run(*arguments: Path | str, **variables: Path) -> subprocess.CompletedProcess[str]:
+    script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert script is not None, "autosam2 is not installed"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+    environment = {**inherited, **{name: str(value) for name, value in variables.items()}}
+    command = [sys.executable, script, "evaluate", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return [line for line in result.stderr.splitlines() if line and not line.startswith("check:")]
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    """nnU-Net's folders after two folds, in which the truth moved by a voxel is what the network predicted."""
+    write_phantom(tmp_path / "brats", num_cases=4, size=(24, 26, 28), seed=1)
+    dataset = convert_brats(tmp_path / "brats", 5, "Phantom", ["t1"], tmp_path / "raw").folder
+    preprocessed = tmp_path / "preprocessed" / dataset.name
+    shutil.copytree(dataset / "labelsTr", preprocessed / "gt_segmentations")
+    splits = [{"train": CASES[2:], "val": CASES[:2]}, {"train": CASES[:2], "val": CASES[2:]}]
+    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    model = tmp_path / "results" / dataset.name / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    for fold, split in enumerate(splits):
+        validation = model / f"fold_{fold}" / "validation"
+        validation.mkdir(parents=True)
+        (validation / "summary.json").write_text("{}")
+        for case in split["val"]:
+            truth = sitk.ReadImage(dataset / "labelsTr" / f"{case}.nii.gz")
+            moved = sitk.GetImageFromArray(np.roll(sitk.GetArrayFromImage(truth), 1, axis=2))
+            moved.CopyInformation(truth)
+            sitk.WriteImage(moved, validation / f"{case}.nii.gz")
+    shutil.copy(dataset / "dataset.json", model)
+    (model / "plans.json").write_text(json.dumps({"dataset_name": dataset.name}))
+    return tmp_path
+
+
+def model_of(training: Path) -> Path:
+    return training / "results" / "Dataset005_Phantom" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_all_folds_of_a_training(training: Path):
+    model = model_of(training)
+    result = run(model, "-np", "2", nnUNet_preprocessed=training / "preprocessed")
+    assert result.returncode == 0, result.stderr
+    assert "Mean ± sd of 4 cases of fold 0, 1, by brats-evaluation" in result.stdout
+    assert "A region that neither truth nor prediction has is not scored." in result.stdout
+    assert "evaluate: 100%" in result.stderr
+    scores = json.loads((model / "evaluation" / "scores.json").read_text())
+    assert (scores["folds"], list(scores["cases"])) == (["0", "1"], CASES)
+    dice = [scores["cases"][case]["WT"]["Dice"] for case in CASES]
+    assert all(0.5 < value < 1 for value in dice)
+    shown = next(line for line in result.stdout.splitlines() if line.startswith("Dice"))
+    assert f"{np.mean(dice):.4f} ± {np.std(dice, ddof=1):.4f}" in shown
+    with (model / "evaluation" / "scores.csv").open(newline="") as file:
+        assert [float(row["Dice"]) for row in csv.DictReader(file) if row["region"] == "WT"] == dice
+
+
+def test_files_in_the_numbers_of_brats(training: Path):
+    """The truth as BraTS has it and the predictions converted back score the same."""
+    validation = model_of(training) / "fold_1" / "validation"
+    truth, predictions = training / "truth", training / "predictions"
+    truth.mkdir()
+    for case in CASES[2:]:
+        shutil.copy(training / "brats" / case / f"{case}_seg.nii.gz", truth / f"{case}.nii.gz")
+    predictions_to_brats(validation, predictions)
+    result = run(predictions, truth, "--labels", "brats2021", "-o", training / "output")
+    assert result.returncode == 0, result.stderr
+    in_brats = json.loads((training / "output" / "scores.json").read_text())
+    in_nnunet = evaluate(find_pairs(validation, training / "raw" / "Dataset005_Phantom" / "labelsTr").pairs)
+    assert in_brats["cases"] == in_nnunet
+
+
+def test_problems_are_lines_and_nothing_is_written(training: Path):
+    validation = model_of(training) / "fold_0" / "validation"
+    truth = training / "raw" / "Dataset005_Phantom" / "labelsTr"
+    (validation / "phantom_001.nii.gz").write_text("no image")
+    image = sitk.ReadImage(validation / "phantom_002.nii.gz")
+    sitk.WriteImage(image[1:] + 1, validation / "phantom_002.nii.gz")
+    before = files_in(training)
+    damaged, unknown, shape = errors(run(validation, nnUNet_raw=training / "raw"))
+    assert damaged.startswith(f"Error: {validation / 'phantom_001.nii.gz'} cannot be read as NIfTI")
+    assert unknown.startswith(f"{validation / 'phantom_002.nii.gz'} has the labels 4: expected 0, 1, 2, 3.")
+    assert shape.startswith(f"{validation / 'phantom_002.nii.gz'} is not on the grid of {truth / 'phantom_002.nii.gz'}")
+    assert files_in(training) == before
+
+
+def test_output_with_files_in_it_is_left_alone(training: Path):
+    folder = model_of(training) / "fold_0" / "validation" / "evaluation"
+    folder.mkdir()
+    (folder / "mine.txt").touch()
+    (line,) = errors(run(folder.parent, nnUNet_raw=training / "raw"))
+    assert line == f"Error: {folder} is not empty: remove it or choose another folder."
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
