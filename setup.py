@@ -1,10 +1,26 @@
 """Package layout: `dataset_conversion/` installs inside the package, `overlay/` inside nnU-Net's trainer folder."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 OVERLAY = "nnunetv2.training.nnUNetTrainer.variants.autosam2"
+REPORT = "nnunet_autosam2/report"
+EVALUATION = "brats-evaluation>=0.0.10,<0.1"
+
+
+class BuildWithViewer(build_py):
+    """Fetches the viewer of the reports where there is npm; elsewhere `autosam2 report` says what to do."""
+
+    def run(self) -> None:
+        if shutil.which("npm") and not Path(REPORT, "static", "niivue.umd.js").is_file():
+            subprocess.run([sys.executable, f"{REPORT}/fetch_niivue.py"], check=False)
+        super().run()
+
 
 setup(
     name="nnunet-autosam2",
@@ -20,6 +36,8 @@ setup(
         "nnunet_autosam2.dataset_conversion",
         OVERLAY,
     ],
+    package_data={"nnunet_autosam2.report": ["templates/*", "static/*"]},
+    cmdclass={"build_py": BuildWithViewer},
     package_dir={"nnunet_autosam2.dataset_conversion": "dataset_conversion", OVERLAY: "overlay"},
     install_requires=[
         "nnunetv2>=2.8,<3",
@@ -32,11 +50,18 @@ setup(
         "huggingface-hub>=0.30,<3",
         "peft>=0.18,<1",
         "click>=8.1,<9",
-        "matplotlib>=3.8,<4",
+        "jinja2>=3.1,<4",
+        "markupsafe>=2.1,<4",
+        "matplotlib>=3.10,<4",
         "numpy>=1.26,<3",
-        "scipy>=1.11,<2",
+        "pydantic>=2.6,<3",
+        "scipy>=1.15,<2",
+        "submitit>=1.5,<2",
         "tqdm>=4.66,<5",
     ],
-    extras_require={"test": ["pytest>=8,<10", "ruff>=0.14,<1", "mypy>=1.18,<3"]},
+    extras_require={
+        "evaluation": [EVALUATION],
+        "test": [EVALUATION, "pytest>=8,<10", "playwright>=1.49,<2", "ruff>=0.14,<1", "mypy>=1.18,<3"],
+    },
     entry_points={"console_scripts": ["autosam2=nnunet_autosam2.cli.main:main"]},
 )

@@ -13,6 +13,9 @@ COMMANDS = {
     "convert-brats": "convert_brats",
     "predictions-to-brats": "predictions_to_brats",
     "make-phantom": "make_phantom",
+    "evaluate": "evaluate",
+    "benchmark": "benchmark",
+    "report": "report",
     "show": "show",
     "merge-adapters": "merge_adapters",
 }

@@ -1,0 +1,144 @@
+"""One fold of one model, from nothing to its predictions, by nnU-Net's commands. What is done is not done again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from nnunet_autosam2.benchmark.models import Model
+
+CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
+SHUTDOWN_SECONDS = 30
+
+
+class CommandFailed(Exception):
+    """Says which one, and where its output is."""
+
+
+@dataclass(frozen=True, eq=False)
+class FoldJob:
+    """Called, it returns None, or what went wrong in one line.
+
+    Args:
+        images: of the cases to time, in the order of nnU-Net's channels.
+        output: the benchmark's folder.
+    """
+
+    model: Model
+    fold: int
+    device: str
+    images: dict[str, list[str]]
+    output: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.name}__fold_{self.fold}"
+
+    @property
+    def folder(self) -> Path:
+        """Where nnU-Net keeps it."""
+        return self.model.folder / f"fold_{self.fold}"
+
+    @property
+    def log(self) -> Path:
+        return self.output / "logs" / f"{self.name}.txt"
+
+    @property
+    def is_done(self) -> bool:
+        return self.is_validated and self._record("prediction").is_file()
+
+    @property
+    def is_validated(self) -> bool:
+        """nnU-Net writes the summary last."""
+        return (self.folder / "validation" / "summary.json").is_file() and self._final.is_file()
+
+    def measured(self, what: str) -> dict[str, Any]:
+        """`training` or `prediction`; empty if that was not measured here."""
+        path = self._record(what)
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def needs(self, other: FoldJob) -> bool:
+        return self.fold == other.fold and self.model.needs(other.model)
+
+    def epoch(self) -> str | None:
+        """How far it is, as nnU-Net says in its log."""
+        if not self.log.is_file():
+            return None
+        epochs = re.findall(r": (Epoch \d+)", self.log.read_text(errors="replace"))
+        return epochs[-1] if epochs else None
+
+    def __call__(self) -> str | None:
+        for folder in (self.log.parent, self._record("training").parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._alone() as lock:
+                if not self.is_validated:
+                    self._train(lock)
+                if not self._record("prediction").is_file():
+                    self._time(lock)
+        except CommandFailed as error:
+            return str(error)
+        return None
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """submitit's way to put a job that a cluster has interrupted into the queue again."""
+        return submitit.helpers.DelayedSubmission(self)
+
+    def _train(self, lock: int) -> None:
+        model = self.model
+        command = [
+            "nnUNetv2_train", model.dataset, model.configuration, str(self.fold),
+            "-tr", model.trainer, "-p", model.plans, "-device", self.device,
+        ]  # fmt: skip
+        if self._final.is_file():
+            command.append("--val")
+        elif any((self.folder / name).is_file() for name in CHECKPOINTS):
+            command.append("--c")
+        self._execute("measured", [str(self._record("training")), *command], command[0], lock)
+
+    def _time(self, lock: int) -> None:
+        record, cases = str(self._record("prediction")), json.dumps(self.images)
+        arguments = [record, str(self.model.folder), str(self.fold), self.device, cases]
+        self._execute("timed_prediction", arguments, "timed prediction", lock)
+
+    def _execute(self, module: str, arguments: list[str], what: str, lock: int) -> None:
+        command = [sys.executable, "-u", "-m", f"nnunet_autosam2.benchmark.{module}", *arguments]
+        with self.log.open("a") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, pass_fds=[lock]
+            )
+            try:
+                status = process.wait()
+            except BaseException:
+                process.send_signal(signal.SIGINT)
+                process.wait(SHUTDOWN_SECONDS)
+                raise
+        if status:
+            lines = self.log.read_text(errors="replace").split("\n")
+            said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+            raise CommandFailed(f"{what} has ended with exit code {status}: {said} (log: {self.log})")
+
+    @contextmanager
+    def _alone(self) -> Iterator[int]:
+        """Waits until nobody else does this fold. Its commands hold the lock, too, should this process be killed."""
+        with self._record("lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file.fileno()
+
+    @property
+    def _final(self) -> Path:
+        return self.folder / "checkpoint_final.pth"
+
+    def _record(self, what: str) -> Path:
+        return self.output / "measured" / f"{self.name}__{what}.json"

@@ -1,0 +1,89 @@
+"""What a benchmark compares: trainers, each with the plans and the configuration of one dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.plans import find_plans, read_json, read_plans
+from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
+from nnunet_autosam2.trainers.backbone import BASELINE
+
+
+@dataclass(frozen=True)
+class Model:
+    """nnU-Net keeps its results in `<dataset>/<trainer>__<plans>__<configuration>`."""
+
+    dataset: str
+    trainer: str
+    plans: str
+    configuration: str
+    slice_fraction: float | None
+    """Of the slices, those that SAM2 may be asked about; 0: none. None: not a trainer of AutoSAM2"""
+    starts_from_baseline: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.trainer}__{self.plans}__{self.configuration}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(nnUNet_results) / self.dataset / self.name
+
+    def needs(self, other: Model) -> bool:
+        """Training cannot start before `other`, on the same fold, has ended."""
+        baseline = (BASELINE, self.plans, self.configuration)
+        return self.starts_from_baseline and (other.trainer, other.plans, other.configuration) == baseline
+
+
+def find_models(dataset: str, names: Sequence[str], plans: str, configuration: str) -> list[Model]:
+    """
+    Args:
+        dataset: ID or name.
+        names: trainers, or `trainer__plans__configuration` as nnU-Net calls its results.
+        plans, configuration: for the names that do not say.
+
+    Raises:
+        ConfigurationError: there is no such trainer or configuration, or one is named twice.
+        DatasetError: there is no such dataset, or it has no such plans.
+    """
+    models = [_find_model(dataset, name, plans, configuration) for name in names]
+    for i, model in enumerate(models):
+        if model in models[:i]:
+            raise ConfigurationError(f"{model.name} is named twice: name it once.")
+    return models
+
+
+def titles(models: Sequence[Model]) -> list[str]:
+    """As short as tells them apart."""
+    trainers = [model.trainer for model in models]
+    short = len(set(trainers)) == len(trainers)
+    return trainers if short else [model.name for model in models]
+
+
+def _find_model(dataset: str, name: str, plans: str, configuration: str) -> Model:
+    parts = name.split("__")
+    if len(parts) not in (1, 3):
+        raise ConfigurationError(f"{name} is neither TRAINER nor TRAINER__PLANS__CONFIGURATION.")
+    trainer, plans, configuration = parts if len(parts) == 3 else (name, plans, configuration)
+    path = find_plans(dataset, plans)
+    content = read_plans(path)
+    available = PlansManager(content).available_configurations
+    if configuration not in available:
+        raise ConfigurationError(f"{configuration} is no configuration in {path}. It has: {', '.join(available)}.")
+    try:
+        trainer_class = recursive_find_trainer_class_by_name(trainer)
+    except RuntimeError as error:
+        raise ConfigurationError(f"nnU-Net finds no trainer {trainer}. Run: autosam2 doctor") from error
+    fraction, starts_from_baseline = None, False
+    if issubclass(trainer_class, nnUNetTrainerAutoSAM2):
+        config = trainer_class.resolve_config(content, configuration, read_json(path.parent / "dataset.json"))
+        fraction = config.slice_fraction if config.uses_sam2 else 0.0
+        starts_from_baseline = config.backbone_checkpoint == "auto"
+    return Model(path.parent.name, trainer, plans, configuration, fraction, starts_from_baseline)

@@ -1,0 +1,99 @@
+"""Runs jobs on this machine or on a cluster, through submitit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from tqdm import tqdm
+
+from nnunet_autosam2.benchmark.fold_job import FoldJob
+from nnunet_autosam2.errors import ConfigurationError
+
+POLL_SECONDS = 1.0
+NO_LIMIT_MINUTES = 366 * 24 * 60
+"""On this machine; submitit would stop a job earlier."""
+
+
+def run_jobs(
+    jobs: Sequence[FoldJob], executor: str, at_once: int | None, folder: Path, slurm: Mapping[str, Any]
+) -> dict[FoldJob, str]:
+    """Each job as soon as there is room and what it needs is done.
+
+    Args:
+        executor: `local`, `slurm`, or `debug` (in this process, one after the other).
+        at_once: at most so many. On this machine each has a GPU of its own where its device is cuda.
+        folder: for submitit's files.
+        slurm: parameters of sbatch, as `{"partition": "gpu"}`.
+
+    Returns:
+        What went wrong, of those that failed.
+
+    Raises:
+        ConfigurationError: there is no such cluster here.
+    """
+    waiting = list(jobs)
+    errors: dict[FoldJob, str] = {}
+    running: dict[int, tuple[FoldJob, submitit.Job]] = {}
+    places = set(range(len(jobs) if at_once is None else at_once))
+    with tqdm(total=len(jobs), desc="folds", unit="fold") as bar:
+        try:
+            while waiting or running:
+                for job in [job for job in waiting if any(job.needs(failed) for failed in errors)]:
+                    waiting.remove(job)
+                    errors[job] = "not trained, because the nnU-Net that it starts from has failed"
+                    bar.update()
+                for place in sorted(places - running.keys()):
+                    unfinished = [*waiting, *(job for job, _ in running.values())]
+                    ready = next((job for job in waiting if not any(job.needs(other) for other in unfinished)), None)
+                    if ready is not None:
+                        waiting.remove(ready)
+                        submission = _executor(executor, folder, ready.device, place, slurm).submit(ready)
+                        running[place] = ready, submission
+                bar.set_postfix_str(_state(job for job, _ in running.values()))
+                for place, (job, submission) in list(running.items()):
+                    if executor == "debug" or submission.done():
+                        del running[place]
+                        if error := _outcome(submission):
+                            errors[job] = error
+                        bar.update()
+                if running:
+                    time.sleep(POLL_SECONDS)
+        except BaseException:
+            for _, submission in running.values():
+                submission.cancel()
+            raise
+    return errors
+
+
+def _executor(name: str, folder: Path, device: str, place: int, slurm: Mapping[str, Any]) -> submitit.AutoExecutor:
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=name)
+        executor.update_parameters(name="autosam2", stderr_to_stdout=True)
+        if name == "slurm":
+            executor.update_parameters(**{f"slurm_{key}": value for key, value in slurm.items()})
+        else:
+            executor.update_parameters(timeout_min=NO_LIMIT_MINUTES)
+        if name == "local" and device == "cuda":
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            gpus = [int(gpu) for gpu in visible.split(",")] if visible else list(range(place + 1))
+            executor.update_parameters(gpus_per_node=1, local_visible_gpus=[gpus[place % len(gpus)]])
+    except (RuntimeError, NameError, ValueError, TypeError) as error:
+        raise ConfigurationError(f"The executor {name} cannot be used: {error}") from error
+    return executor
+
+
+def _outcome(submission: submitit.Job) -> str | None:
+    try:
+        return submission.result()
+    except Exception as error:  # of the job, of submitit, or of the cluster
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {lines[-1] if lines else 'no reason given'}"
+
+
+def _state(running: Any) -> str:
+    return ", ".join(f"{job.name}{f' {epoch}' if (epoch := job.epoch()) else ''}" for job in running)

@@ -1,0 +1,146 @@
+"""`autosam2 benchmark`: models side by side, from training to the report."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+
+class ManyValues(click.Command):
+    """`--folds 0 1 2` as well as `--folds 0 --folds 1 --folds 2`, as nnU-Net's commands take it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(self._repeated(args)))
+
+    def _repeated(self, args: list[str]) -> Iterator[str]:
+        multiple = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        option = None
+        for i, arg in enumerate(args):
+            if arg.startswith("-"):
+                option = arg if arg in multiple else None
+            elif option is not None and args[i - 1] != option:
+                yield option
+            yield arg
+
+
+@click.command(
+    cls=ManyValues,
+    short_help="Train, evaluate and compare models fold by fold.",
+    epilog="Example: autosam2 benchmark -d 21 --trainers nnUNetTrainer nnUNetTrainerAutoSAM2 --folds 0 1 2 3 4",
+)
+@click.option("-d", "--dataset", required=True, help="ID or name of a preprocessed dataset.")
+@click.option(
+    "--trainers", multiple=True, required=True, metavar="NAME...",
+    help="The first is what the others are compared with. TRAINER, or TRAINER__PLANS__CONFIGURATION.",
+)  # fmt: skip
+@click.option("--folds", multiple=True, type=click.IntRange(0), default=(0, 1, 2, 3, 4), metavar="NUMBER...",
+              help="Default: 0 1 2 3 4.")  # fmt: skip
+@click.option("-c", "--configuration", default="3d_fullres", show_default=True)
+@click.option("-p", "--plans", default="nnUNetPlans", show_default=True, help="Plans identifier of nnU-Net.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Default: benchmark_DATASET.")
+@click.option("--device", type=click.Choice(["cuda", "cpu", "mps"]), default="cuda", show_default=True)
+@click.option(
+    "--executor", type=click.Choice(["local", "slurm", "debug"]), default="local", show_default=True,
+    help="This machine, a SLURM cluster with a job a fold, or one fold after the other in this process.",
+)  # fmt: skip
+@click.option("--at-once", type=click.IntRange(1), help="Folds at a time. Default: one a GPU here; on SLURM all.")
+@click.option("--slurm", multiple=True, metavar="KEY=VALUE...", help="For sbatch, as in partition=gpu time=2880.")
+@click.option("--timed-cases", type=click.IntRange(0), default=3, show_default=True,
+              help="Of a fold, predicted once more one by one, for the time of a case.")  # fmt: skip
+@click.option("--num-processes", type=click.IntRange(1), help="Cases to evaluate at a time. Default: one a CPU core.")
+@click.option("--evaluate-only", is_flag=True, help="Train nothing: compare what is there.")
+@click.option("--viewer-cases", type=click.IntRange(0), default=3, show_default=True, help="In the report.")
+def command(
+    dataset: str,
+    trainers: tuple[str, ...],
+    folds: tuple[int, ...],
+    configuration: str,
+    plans: str,
+    output: Path | None,
+    device: str,
+    executor: str,
+    at_once: int | None,
+    slurm: tuple[str, ...],
+    timed_cases: int,
+    num_processes: int | None,
+    evaluate_only: bool,
+    viewer_cases: int,
+) -> None:
+    """Train each trainer on each fold with nnU-Net's commands, unless that is done, evaluate its validation by the
+    BraTS metrics, and write tables, statistics and a report with a viewer.
+
+    It can be stopped at any time: started again, it goes on. A fold that fails is reported and does not stop the rest.
+    """
+    parameters = _slurm_parameters(slurm)
+    # These take seconds to import.
+    from nnunet_autosam2.benchmark import record
+    from nnunet_autosam2.benchmark.dataset import find_cases, find_splits
+    from nnunet_autosam2.benchmark.fold_job import FoldJob
+    from nnunet_autosam2.benchmark.models import find_models
+    from nnunet_autosam2.benchmark.schedule import run_jobs
+    from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
+    from nnunet_autosam2.inspection import find_device
+    from nnunet_autosam2.report.write import require_viewer, write_report
+
+    require_brats_evaluation()
+    if viewer_cases:
+        require_viewer()
+    models = find_models(dataset, trainers, plans, configuration)
+    if executor != "slurm":
+        find_device(device)
+    splits, cases = find_splits(models[0].dataset, folds), find_cases(models[0].dataset)
+    output = (output or Path(f"benchmark_{models[0].dataset}")).absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        FoldJob(
+            model, fold, device,
+            {case: [str(path) for path in cases[case].images.values()] for case in splits[fold]["val"][:timed_cases]},
+            output,
+        )
+        for fold in folds for model in models
+    ]  # fmt: skip
+    unfinished = [job for job in jobs if not job.is_done]
+    if evaluate_only:
+        errors = {job: "not trained yet" for job in jobs if not job.is_validated}
+    else:
+        click.echo(f"{len(jobs) - len(unfinished)} of {len(jobs)} folds are done. Logs: {output / 'logs'}", err=True)
+        signal.signal(signal.SIGTERM, _stop)
+        try:
+            errors = run_jobs(unfinished, executor, at_once or _places(executor, device), output / "jobs", parameters)
+        except KeyboardInterrupt:
+            _stop()
+    benchmark = record.collect(models, jobs, errors, cases, num_processes)
+    record.write(benchmark, output)
+    click.echo("\n\n".join(record.markdown(benchmark)))
+    index = write_report(output, viewer_cases)
+    click.echo(f"\nReport: {index} (it opens by itself, without a server)")
+    if errors:
+        lines = [f"{job.name}: {error}" for job, error in errors.items()]
+        raise click.ClickException("\n".join([f"{len(errors)} of {len(jobs)} folds are missing.", *lines]))
+
+
+def _slurm_parameters(assignments: tuple[str, ...]) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{assignment} is not KEY=VALUE.", param_hint="--slurm")
+        parameters[key] = int(value) if value.isdecimal() else value
+    return parameters
+
+
+def _places(executor: str, device: str) -> int | None:
+    """None: no limit."""
+    import torch
+
+    if executor == "slurm":
+        return None
+    return max(torch.cuda.device_count(), 1) if device == "cuda" and executor == "local" else 1
+
+
+def _stop(*_: object) -> NoReturn:
+    raise click.ClickException("Stopped. Start it again to go on.")

@@ -1,0 +1,1 @@
+"""A benchmark as web pages: results, figures, and its cases in 3D."""

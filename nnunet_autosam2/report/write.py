@@ -1,0 +1,120 @@
+"""The report's folder: `index.html`, and `viewer.html` with NiiVue and the volumes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.report import fetch_niivue
+from nnunet_autosam2.report.benchmark import REGIONS, Benchmark, read_benchmark
+from nnunet_autosam2.report.fetch_niivue import BUNDLE
+from nnunet_autosam2.report.figures import draw_figures
+from nnunet_autosam2.report.tables import (
+    BOUNDARY,
+    LESION_WISE,
+    OVERLAP,
+    case_table,
+    comparison_tables,
+    cost_table,
+    score_table,
+)
+from nnunet_autosam2.report.volumes import pack_cases
+
+TEMPLATES = Path(__file__).with_name("templates")
+NAME = "report"
+LABELS = (
+    {"title": "oedema (WT)", "colour": (86, 180, 233)},
+    {"title": "necrosis, not enhancing (TC, WT)", "colour": (240, 90, 40)},
+    {"title": "enhancing tumour (ET, TC, WT)", "colour": (240, 228, 66)},
+)
+"""Of 1, 2, 3 in label maps; blue, red and yellow are told apart by colour-blind readers too"""
+
+
+def write_report(folder: Path, viewer_cases: int) -> Path:
+    """Writes `report/` into a benchmark's folder, in the place of an earlier one, and gives its `index.html`.
+
+    Args:
+        viewer_cases: how many the viewer shows; 0 for a report without it.
+
+    Raises:
+        DatasetError: a file of the benchmark is missing or wrong, NiiVue is missing, or the disk refuses.
+    """
+    benchmark = read_benchmark(folder)
+    if viewer_cases:
+        require_viewer()
+    environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
+    with _replacing(folder / NAME) as staged:
+        cases = pack_cases(benchmark, folder, viewer_cases, staged) if viewer_cases else []
+        if cases:
+            data = {"cases": cases, "regions": REGIONS, "labels": LABELS}
+            page = environment.get_template("viewer.html").render(
+                benchmark=benchmark, cases=cases, regions=REGIONS, labels=LABELS, data=data
+            )
+            (staged / "viewer.html").write_text(page, encoding="utf-8")
+            for file in (BUNDLE, TEMPLATES / "viewer.js", TEMPLATES / "niivue-LICENSE.txt"):
+                shutil.copyfile(file, staged / file.name)
+        page = environment.get_template("index.html").render(_index(benchmark, cases))
+        (staged / "index.html").write_text(page, encoding="utf-8")
+    return folder / NAME / "index.html"
+
+
+def require_viewer() -> None:
+    """
+    Raises:
+        DatasetError: NiiVue is missing.
+    """
+    if not BUNDLE.is_file():
+        raise DatasetError(
+            f"{BUNDLE} is missing, with which the viewer draws: run `python -m {fetch_niivue.__name__}` once (it needs "
+            "npm and a network), or leave the viewer out by --viewer-cases 0."
+        )
+
+
+def _index(benchmark: Benchmark, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    captions = {
+        "Overlap with the truth": OVERLAP,
+        "Surfaces and sensitivity": BOUNDARY,
+        "Lesion by lesion": LESION_WISE,
+    }
+    tables = [score_table(benchmark, metrics, caption) for caption, metrics in captions.items()]
+    failures = [(model.title, fold) for model in benchmark.ordered_models for fold in model.failed]
+    figures = {drawing.key: drawing for drawing in draw_figures(benchmark)}
+    return {
+        "benchmark": benchmark,
+        "finished": sum(len(model.folds) for model in benchmark.models) - len(failures),
+        "failures": failures,
+        "scores": [table for table in tables if table is not None],
+        "comparisons": list(comparison_tables(benchmark)),
+        "costs": cost_table(benchmark),
+        "case_table": case_table(benchmark),
+        "figures": {key: figures.get(key) for key in ("dice", "hd95", "differences", "fraction", "time", "training")},
+        "cases": {case["title"]: number for number, case in enumerate(cases)},
+        "version": version("nnunet-autosam2"),
+    }
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `target` at the end, and vanishes on an error."""
+    if target.is_dir() and any(target.iterdir()) and not (target / "index.html").is_file():
+        raise DatasetError(f"{target} holds something that is no report: move it away.")
+    if target.exists() and not target.is_dir():
+        raise DatasetError(f"{target} is a file: move it away.")
+    try:
+        with TemporaryDirectory(prefix=f".{target.name}_", dir=target.parent) as temporary:
+            staged = Path(temporary) / "new"
+            staged.mkdir()
+            yield staged
+            if target.exists():
+                target.rename(Path(temporary) / "old")
+            staged.rename(target)
+    except OSError as error:
+        raise DatasetError(f"{target} cannot be written: {error.strerror or error}.") from error
