@@ -390,7 +390,8 @@ def markdown(settings: dict[str, Any], results: list[Result]) -> Iterator[str]:
     yield "SAM2's weights are random." if weights == "random" else f"SAM2's weights: {weights}."
     yield (
         f"Patches of {patch} voxels of {spacing} mm, {BATCH_SIZE} a batch, {settings['epochs']} epochs of "
-        f"{settings['iterations']} iterations, `sam2_image_size={settings['sam2_image_size']}`, device {settings['device']}. "
+        f"{settings['iterations']} iterations, `sam2_image_size={settings['sam2_image_size']}`, "
+        f"device {settings['device']}. "
         "Mean ± standard deviation over left-out cases and seeds."
     )
     yield EMPTY
