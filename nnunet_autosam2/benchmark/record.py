@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nnunet_autosam2.benchmark.models import Model, titles
 from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
 from nnunet_autosam2.evaluation.pairs import find_pairs
+from nnunet_autosam2.evaluation.regions import numbering_of_dataset
 from nnunet_autosam2.report import benchmark as report
 from nnunet_autosam2.report.tables import OVERLAP, Table, cost_table, score_table
 
@@ -29,20 +31,23 @@ def collect(
     jobs: Sequence[FoldJob],
     errors: Mapping[FoldJob, str],
     cases: Mapping[str, report.CaseFiles],
+    challenge: str = "gli",
     num_processes: int | None = None,
 ) -> report.Benchmark:
     """Evaluates what has not been evaluated, and compares every model with the first.
 
     Args:
         errors: of the jobs that have failed.
+        challenge: of BraTS, whose rules the scores follow.
         num_processes: cases to evaluate at a time.
 
     Raises:
         AutoSAM2Error: a prediction cannot be evaluated.
     """
+    evaluated = partial(_evaluated, challenge=challenge, num_processes=num_processes)
     by_title = dict(zip(titles(models), models, strict=True))
     records = [
-        _model(title, model, [job for job in jobs if job.model == model], errors, num_processes)
+        _model(title, model, [job for job in jobs if job.model == model], errors, evaluated)
         for title, model in by_title.items()
     ]
     scores = {record.title: {result.case: result.scores for result in record.results()} for record in records}
@@ -98,7 +103,11 @@ def _markdown(table: Table) -> str:
 
 
 def _model(
-    title: str, model: Model, jobs: Sequence[FoldJob], errors: Mapping[FoldJob, str], num_processes: int | None
+    title: str,
+    model: Model,
+    jobs: Sequence[FoldJob],
+    errors: Mapping[FoldJob, str],
+    evaluated: Callable[[FoldJob], Scores],
 ) -> report.Model:
     parameters = [job.measured("prediction")["parameters"] for job in jobs if job.measured("prediction")]
     return report.Model(
@@ -107,11 +116,11 @@ def _model(
         configuration=model.configuration,
         slice_fraction=model.slice_fraction,
         parameters=report.Parameters(**parameters[0]) if parameters else None,
-        folds=[_fold(job, errors.get(job), num_processes) for job in jobs],
+        folds=[_fold(job, errors.get(job), evaluated) for job in jobs],
     )
 
 
-def _fold(job: FoldJob, error: str | None, num_processes: int | None) -> report.Fold:
+def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores]) -> report.Fold:
     fold = report.Fold(
         fold=job.fold,
         training_seconds=None,
@@ -131,18 +140,19 @@ def _fold(job: FoldJob, error: str | None, num_processes: int | None) -> report.
             seconds=seconds.get(case),
             scores=scores,
         )
-        for case, scores in _evaluated(job, num_processes).items()
+        for case, scores in evaluated(job).items()
     ]
     return fold
 
 
-def _evaluated(job: FoldJob, num_processes: int | None) -> Scores:
+def _evaluated(job: FoldJob, challenge: str, num_processes: int | None) -> Scores:
     """Kept from last time, unless nnU-Net has validated again since."""
-    kept = job.output / "scores" / f"{job.name}.json"
+    kept = job.output / "scores" / f"{job.name}__{challenge}.json"
     summary = job.folder / "validation" / "summary.json"
     if not kept.is_file() or kept.stat().st_mtime < summary.stat().st_mtime:
         kept.parent.mkdir(exist_ok=True)
-        _replace(kept, json.dumps(evaluate(find_pairs(job.folder).pairs, num_processes=num_processes)))
+        numbering = numbering_of_dataset(job.model.folder / "dataset.json")
+        _replace(kept, json.dumps(evaluate(find_pairs(job.folder).pairs, challenge, numbering, num_processes)))
     return json.loads(kept.read_text())
 
 

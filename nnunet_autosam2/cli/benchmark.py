@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import click
 
+from nnunet_autosam2.evaluation.challenges import CHALLENGES
+
 
 class ManyValues(click.Command):
     """`--folds 0 1 2` as well as `--folds 0 --folds 1 --folds 2`, as nnU-Net's commands take it."""
@@ -51,6 +53,8 @@ class ManyValues(click.Command):
 @click.option("--slurm", multiple=True, metavar="KEY=VALUE...", help="For sbatch, as in partition=gpu time=2880.")
 @click.option("--timed-cases", type=click.IntRange(0), default=3, show_default=True,
               help="Of a fold, predicted once more one by one, for the time of a case.")  # fmt: skip
+@click.option("--challenge", type=click.Choice(list(CHALLENGES)), default="gli", show_default=True,
+              help="Of BraTS, whose rules the metrics follow.")  # fmt: skip
 @click.option("--num-processes", type=click.IntRange(1), help="Cases to evaluate at a time. Default: one a CPU core.")
 @click.option("--evaluate-only", is_flag=True, help="Train nothing: compare what is there.")
 @click.option("--viewer-cases", type=click.IntRange(0), default=3, show_default=True, help="In the report.")
@@ -66,6 +70,7 @@ def command(
     at_once: int | None,
     slurm: tuple[str, ...],
     timed_cases: int,
+    challenge: str,
     num_processes: int | None,
     evaluate_only: bool,
     viewer_cases: int,
@@ -113,7 +118,7 @@ def command(
             errors = run_jobs(unfinished, executor, at_once or _places(executor, device), output / "jobs", parameters)
         except KeyboardInterrupt:
             _stop()
-    benchmark = record.collect(models, jobs, errors, cases, num_processes)
+    benchmark = record.collect(models, jobs, errors, cases, challenge, num_processes)
     record.write(benchmark, output)
     click.echo("\n\n".join(record.markdown(benchmark)))
     index = write_report(output, viewer_cases)
