@@ -10,7 +10,6 @@ from setuptools.command.build_py import build_py
 
 OVERLAY = "nnunetv2.training.nnUNetTrainer.variants.autosam2"
 REPORT = "nnunet_autosam2/report"
-EVALUATION = "brats-evaluation>=0.0.10,<0.1"
 
 
 class BuildWithViewer(build_py):
@@ -60,8 +59,14 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "evaluation": [EVALUATION],
-        "test": [EVALUATION, "pytest>=8,<10", "playwright>=1.49,<2", "ruff>=0.14,<1", "mypy>=1.18,<3"],
+        "evaluation": ["brats-evaluation>=0.0.10,<0.1"],
+        "test": [
+            "nnunet-autosam2[evaluation]",
+            "pytest>=8,<10",
+            "playwright>=1.49,<2",
+            "ruff>=0.14,<1",
+            "mypy>=1.18,<3",
+        ],
     },
     entry_points={"console_scripts": ["autosam2=nnunet_autosam2.cli.main:main"]},
 )

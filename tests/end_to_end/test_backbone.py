@@ -128,4 +128,6 @@ class TestRefused:
                 "autosam2", "configure", "900", "--base", "small", "--name", name, "backbone=plans",
                 f"backbone_checkpoint={planned.root / name}.pth",
             )  # fmt: skip
-            assert f"{name}.pth is " in self.refused(planned, name)
+            error = self.refused(planned, name)
+            assert f"{name}.pth" in error
+            assert "Expected a checkpoint that nnU-Net has written." in error
