@@ -11,11 +11,11 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: help install demo test test-units test-end-to-end lint format clean
+.PHONY: help install demo test test-units test-end-to-end test-slow lint format clean
 
 help:
 	@echo "make demo    phantom data, training, prediction, evaluation and pictures in demo_output/ (minutes, no download)"
-	@echo "make test    linters, types and all tests"
+	@echo "make test    linters, types and tests           make test-slow  those that take minutes each"
 	@echo "make lint    linters and types alone        make format  rewrites the formatting"
 	@echo "make clean   removes the environment and what the commands above have written"
 
@@ -50,10 +50,13 @@ test: lint
 	$(MAKE) --jobs 2 test-units test-end-to-end
 
 test-units:
-	$(BIN)/pytest -m "not end_to_end"
+	$(BIN)/pytest -m "not end_to_end and not slow"
 
 test-end-to-end:
-	$(BIN)/pytest -m end_to_end
+	$(BIN)/pytest -m "end_to_end and not slow"
+
+test-slow: install
+	$(BIN)/pytest -m slow
 
 clean:
 	rm -rf $(VENV) build demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -68,7 +68,6 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace.run("nnUNetv2_plan_and_preprocess", "-d", "900", "-c", "3d_fullres", "-np", "1", "-npfp", "1")
     workspace.environment["AUTOSAM2_SAM2_WEIGHTS"] = str(write_sam2_checkpoint(workspace.root / "sam2_weights.pt"))
     workspace.run("autosam2", "configure", "900", "--name", "tiny", *TINY, "num_epochs=3")
-    workspace.run("autosam2", "configure", "900", "--name", "quick", *TINY, "num_epochs=2")
     return workspace
 
 

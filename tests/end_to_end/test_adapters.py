@@ -74,6 +74,7 @@ def test_merged_model_predicts_the_same_without_adapters_and_without_peft(
         np.testing.assert_allclose(without[name], expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_merging_refuses_what_it_cannot_merge(planned, adapted: Path, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     for model, output, message in (
@@ -91,6 +92,7 @@ def test_merging_refuses_what_it_cannot_merge(planned, adapted: Path, trained: P
     assert {path.name for path in tmp_path.iterdir()} == {"taken"}
 
 
+@pytest.mark.slow
 def test_a_model_with_memory_and_mask_prompts_trains_and_predicts(planned, images: Path, tmp_path: Path) -> None:
     planned.run(
         "autosam2", "configure", "900", "--base", "tiny", "--name", "memory",

@@ -50,7 +50,7 @@ def probabilities(planned, model: Path, images: Path, output: Path) -> dict[str,
     return {path.name: np.load(path)["probabilities"] for path in sorted(output.glob("*.npz"))}
 
 
-@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResEnc M"])
+@pytest.mark.parametrize("kind", ["PlainConvUNet", pytest.param("ResEnc M", marks=pytest.mark.slow)])
 def test_a_hybrid_starts_as_the_trained_nnunet(planned, baselines, images: Path, tmp_path: Path, kind: str) -> None:
     trainer = "nnUNetTrainerAutoSAM2_OnBaseline"
     output = planned.run("nnUNetv2_train", "900", "small", "0", "-tr", trainer, "-p", PLANS[kind], *CPU)
@@ -67,6 +67,7 @@ def test_a_hybrid_starts_as_the_trained_nnunet(planned, baselines, images: Path,
     assert "SAM2's weight [0.0, 0.0, 0.0]" in output
 
 
+@pytest.mark.slow
 def test_a_large_residual_encoder_trains_from_scratch_and_then_from_the_weights_of_another_hybrid(
     planned, baselines
 ) -> None:
