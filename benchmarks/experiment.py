@@ -28,7 +28,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_seconds
 
 DATASET, NAME = "40", "Dataset040_Experiment"
 PLANS, CONFIGURATION = "nnUNetPlansExperiment", "small"
@@ -335,13 +335,8 @@ def find_results(output: Path) -> Iterator[Result]:
                 checkpoint = model_folder(output, run) / f"fold_{fold}" / "checkpoint_final.pth"
                 truth = output / "raw" / NAME / "labelsTr" / f"{case}.nii.gz"
                 scores = score(truth, predicted_file(output, run, case))
-                yield Result(run, case, scores, training_seconds(checkpoint), float(stamp.read_text()))
-
-
-def training_seconds(checkpoint: Path) -> float:
-    """Of its epochs, wherever it was interrupted."""
-    log = read_nnunet_checkpoint(checkpoint)["logging"]
-    return sum(log["epoch_end_timestamps"]) - sum(log["epoch_start_timestamps"])
+                trained = training_seconds(read_nnunet_checkpoint(checkpoint))
+                yield Result(run, case, scores, trained, float(stamp.read_text()))
 
 
 def score(truth: Path, predicted: Path) -> np.ndarray:

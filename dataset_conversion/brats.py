@@ -21,8 +21,8 @@ from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_nam
 from nnunet_autosam2.dataset_conversion.cases import Case, find_cases, read_tree, releases_by_names
 from nnunet_autosam2.dataset_conversion.checks import WORKERS, check_cases
 from nnunet_autosam2.dataset_conversion.nifti import relabel, take_channel
-from nnunet_autosam2.dataset_conversion.staging import resumable_folder, unfinished_state
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.staging import resumable_folder, unfinished_state
 
 RELEASE_KEY = "brats_release"
 """Of dataset.json, where nnU-Net passes over it and carries it along to models and predictions."""

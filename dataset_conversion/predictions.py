@@ -13,8 +13,8 @@ from nnunet_autosam2.dataset_conversion.brats import RELEASE_KEY
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release, release_named
 from nnunet_autosam2.dataset_conversion.checks import WORKERS
 from nnunet_autosam2.dataset_conversion.nifti import read_volume, relabel, unknown_labels
-from nnunet_autosam2.dataset_conversion.staging import staged_folder
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.staging import staged_folder
 
 
 class ConvertedPredictions(NamedTuple):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,19 +34,30 @@ def read_nnunet_checkpoint(path: Path, map_location: torch.device | str = "cpu")
         WeightsError: there is no such file, it is damaged or no checkpoint of nnU-Net, or it holds code.
     """
     expected = "Expected a checkpoint that nnU-Net has written."
-    content = read_torch_file(path, expected, map_location, IN_A_LOG)
+    content = read_torch_file(path, expected, map_location, IN_A_LOG, mmap=True)
     if not isinstance(content, dict) or not {"network_weights", "init_args", "trainer_name"} <= content.keys():
         raise WeightsError(f"{path} is refused: it has no network_weights, init_args and trainer_name. {expected}")
     return content
 
 
+def training_seconds(checkpoint: Mapping[str, Any]) -> float:
+    """Of all epochs, wherever the training was interrupted; of what `read_nnunet_checkpoint` returns."""
+    log = checkpoint["logging"]
+    return sum(log["epoch_end_timestamps"]) - sum(log["epoch_start_timestamps"])
+
+
 def read_torch_file(
-    path: str | Path, expected: str, map_location: torch.device | str = "cpu", safe_globals: Sequence[Any] = ()
+    path: str | Path,
+    expected: str,
+    map_location: torch.device | str = "cpu",
+    safe_globals: Sequence[Any] = (),
+    mmap: bool = False,
 ) -> Any:
     """
     Args:
         expected: the end of every error message.
         safe_globals: what else than tensors, numbers, text and containers may be in it.
+        mmap: read tensors when they are needed, where the format allows it; the file has to stay as it is until then.
 
     Raises:
         WeightsError: there is no such file, it is damaged, or it holds objects that could run code.
@@ -62,7 +74,9 @@ def read_torch_file(
     try:
         with torch.serialization.safe_globals([*safe_globals]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch comments on what it refuses
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(
+                path, map_location=map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path)
+            )
     except Exception as error:  # whatever other bytes lead to in torch's unpickler
         raise WeightsError(f"{path} is refused: found {_fault(Path(path), start, error)}. {expected}") from error
 

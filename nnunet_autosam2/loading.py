@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -17,7 +18,7 @@ from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY
 from nnunet_autosam2.dataset_conversion.nifti import read_volume, unknown_labels
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
-from nnunet_autosam2.plans import read_json
+from nnunet_autosam2.plans import read_json, require_configuration
 from nnunet_autosam2.trainers.nnUNetTrainerAutoSAM2 import nnUNetTrainerAutoSAM2
 
 
@@ -72,7 +73,7 @@ def load_trained(folder: Path, fold: str, checkpoint: str) -> Model:
     content = read_nnunet_checkpoint(path)
     trainer, configuration = content["trainer_name"], content["init_args"]["configuration"]
     description = f"{folder.name}, fold {fold}"
-    model = _build(plans, configuration, dataset_json, _find_trainer(trainer), description, is_trained=True)
+    model = _build(plans, configuration, dataset_json, _find_hybrid_trainer(trainer), description, is_trained=True)
     model.network.load_state_dict(content["network_weights"])
     return model
 
@@ -86,10 +87,8 @@ def build_untrained(plans_file: Path, configuration: str, trainer: str) -> Model
         WeightsError: SAM2's weights are missing or do not fit.
     """
     plans, dataset_json = read_json(plans_file), read_json(plans_file.parent / "dataset.json")
-    if configuration not in plans["configurations"]:
-        there = ", ".join(plans["configurations"])
-        raise ConfigurationError(f"{configuration} is no configuration in {plans_file}. It has: {there}.")
-    trainer_class = _find_trainer(trainer)
+    require_configuration(configuration, plans, plans_file)
+    trainer_class = _find_hybrid_trainer(trainer)
     config = trainer_class.resolve_config(plans, configuration, dataset_json)
     plans["configurations"][configuration][PLANS_KEY] = config.to_dict()
     description = f"untrained {trainer}, {configuration}"
@@ -152,11 +151,19 @@ def preprocess(case: Case, model: Model) -> Volume:
     return Volume(torch.from_numpy(data), truth, first_slice, numbering)
 
 
-def _find_trainer(name: str) -> type[nnUNetTrainerAutoSAM2]:
+def find_trainer(name: str) -> type[nnUNetTrainer]:
+    """
+    Raises:
+        ConfigurationError: nnU-Net finds none.
+    """
     try:
-        trainer = recursive_find_trainer_class_by_name(name)
+        return recursive_find_trainer_class_by_name(name)
     except RuntimeError as error:
         raise ConfigurationError(f"nnU-Net finds no trainer {name}. Is it installed? Run: autosam2 doctor") from error
+
+
+def _find_hybrid_trainer(name: str) -> type[nnUNetTrainerAutoSAM2]:
+    trainer = find_trainer(name)
     if not issubclass(trainer, nnUNetTrainerAutoSAM2):
         raise ConfigurationError(f"{name} is no trainer of AutoSAM2: the network has no SAM2.")
     return trainer

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.errors import ConfigurationError, DatasetError
 
 
 def find_plans(dataset: str, plans: str) -> Path:
@@ -46,6 +47,16 @@ def read_plans(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("configurations"), dict):
         raise DatasetError(f"{path} has no configurations: it is not a plans file of nnU-Net.")
     return content
+
+
+def require_configuration(name: str, plans: Mapping[str, Any], path: Path) -> None:
+    """
+    Raises:
+        ConfigurationError: the plans, read from `path`, have no configuration of this name.
+    """
+    if name not in plans["configurations"]:
+        there = ", ".join(plans["configurations"])
+        raise ConfigurationError(f"{name} is no configuration in {path}. It has: {there}.")
 
 
 def read_json(path: Path) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from nnunet_autosam2.architectures.prompts import NEGATIVE, NOT_A_POINT, NUM_CORNERS, POSITIVE
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.staging import replaced_folder
 
 PROMPTS = "SAM2's image and prompts"
 COLOURS = ("tab:cyan", "tab:orange", "tab:pink", "tab:olive", "tab:purple", "tab:brown")
@@ -66,20 +66,10 @@ def write_pictures(views: Sequence[SliceView], case: str, numbering: str, subtit
         DatasetError: `folder` holds something else, or the disk refuses.
     """
     require_replaceable(folder, case)
-    folder = folder.absolute()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{folder.name}_", dir=folder.parent) as temporary:
-            staged = Path(temporary) / "new"
-            staged.mkdir()
-            for view in tqdm(views, desc="draw"):
-                figure = draw(view, f"{case}, slice {view.number} {numbering}\n{subtitle}")
-                figure.savefig(staged / f"{case}_slice_{view.number:03d}.png", dpi=DOTS_PER_INCH)
-            if folder.exists():
-                folder.rename(Path(temporary) / "old")
-            staged.rename(folder)
-    except OSError as error:
-        raise DatasetError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    with replaced_folder(folder) as staged:
+        for view in tqdm(views, desc="draw"):
+            figure = draw(view, f"{case}, slice {view.number} {numbering}\n{subtitle}")
+            figure.savefig(staged / f"{case}_slice_{view.number:03d}.png", dpi=DOTS_PER_INCH)
 
 
 def draw(view: SliceView, title: str) -> Figure:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from nnunet_autosam2.evaluation.brats_metrics import Scores
+from nnunet_autosam2.report.benchmark import score_of
+
 CONFIDENCE = 0.95
 RESAMPLES = 9999
-
-Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
-"""case → region → metric → value"""
 
 
 class Difference(NamedTuple):
@@ -36,8 +35,8 @@ def compare(model: Scores, reference: Scores, region: str, metric: str) -> Diffe
     pairs = [
         (mine, theirs)
         for case in sorted(model.keys() & reference.keys())
-        if (mine := _value(model[case], region, metric)) is not None
-        and (theirs := _value(reference[case], region, metric)) is not None
+        if (mine := score_of(model[case], region, metric)) is not None
+        and (theirs := score_of(reference[case], region, metric)) is not None
     ]
     if len(pairs) < 2:
         return None
@@ -49,11 +48,3 @@ def compare(model: Scores, reference: Scores, region: str, metric: str) -> Diffe
     ).confidence_interval
     p = stats.wilcoxon(differences).pvalue
     return Difference(len(pairs), *map(float, (differences.mean(), interval.low, interval.high, p)))
-
-
-def _value(case: Mapping[str, Any], region: str, metric: str) -> float | None:
-    if region != "mean":
-        return case.get(region, {}).get(metric)
-    values = [scores.get(metric) for scores in case.values()]
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None

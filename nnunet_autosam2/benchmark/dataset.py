@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
@@ -15,6 +13,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 from nnunet_autosam2.plans import read_json
 from nnunet_autosam2.report.benchmark import CaseFiles
+from nnunet_autosam2.staging import replace_file
 
 
 def find_cases(dataset: str) -> dict[str, CaseFiles]:
@@ -48,11 +47,7 @@ def find_splits(dataset: str, folds: Sequence[int]) -> list[dict[str, list[str]]
                 f"{dataset} has {len(cases)} cases, and nnU-Net's cross-validation needs 5. "
                 f"Write the folds that you want into {path}."
             )
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(
-            json.dumps(generate_crossval_split(list(np.sort(cases)), seed=12345, n_splits=5), indent=4)
-        )
-        os.replace(temporary, path)
+        replace_file(path, json.dumps(generate_crossval_split(cases, seed=12345, n_splits=5), indent=4))
     splits = read_json(path)
     if too_high := [str(fold) for fold in folds if fold >= len(splits)]:
         raise ConfigurationError(f"Fold {', '.join(too_high)} is not there: {path} has folds 0 to {len(splits) - 1}.")

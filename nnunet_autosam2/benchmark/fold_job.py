@@ -20,6 +20,8 @@ from nnunet_autosam2.benchmark.models import Model
 
 CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
 SHUTDOWN_SECONDS = 30
+END_OF_LOG = 2**16
+"""Bytes, more than nnU-Net says in an epoch"""
 
 
 class CommandFailed(Exception):
@@ -73,9 +75,7 @@ class FoldJob:
 
     def epoch(self) -> str | None:
         """How far it is, as nnU-Net says in its log."""
-        if not self.log.is_file():
-            return None
-        epochs = re.findall(r": (Epoch \d+)", self.log.read_text(errors="replace"))
+        epochs = re.findall(r": (Epoch \d+)", self._end_of_log()) if self.log.is_file() else []
         return epochs[-1] if epochs else None
 
     def __call__(self) -> str | None:
@@ -125,14 +125,19 @@ class FoldJob:
                 process.wait(SHUTDOWN_SECONDS)
                 raise
         if status:
-            lines = self.log.read_text(errors="replace").split("\n")
-            said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+            said = next((line.strip() for line in reversed(self._end_of_log().split("\n")) if line.strip()), "nothing")
             raise CommandFailed(f"{what} has ended with exit code {status}: {said} (log: {self.log})")
+
+    def _end_of_log(self) -> str:
+        """All of it may be megabytes, and `epoch` is asked every second."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - END_OF_LOG))
+            return file.read().decode(errors="replace")
 
     @contextmanager
     def _alone(self) -> Iterator[int]:
         """Waits until nobody else does this fold. Its commands hold the lock, too, should this process be killed."""
-        with self._record("lock").open("w") as file:
+        with self._record("training").with_suffix(".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file.fileno()
 

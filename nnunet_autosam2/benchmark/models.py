@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.errors import ConfigurationError
-from nnunet_autosam2.plans import find_plans, read_json, read_plans
+from nnunet_autosam2.loading import find_trainer
+from nnunet_autosam2.plans import find_plans, read_json, read_plans, require_configuration
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
 from nnunet_autosam2.trainers.backbone import BASELINE
 
@@ -74,13 +73,8 @@ def _find_model(dataset: str, name: str, plans: str, configuration: str) -> Mode
     trainer, plans, configuration = parts if len(parts) == 3 else (name, plans, configuration)
     path = find_plans(dataset, plans)
     content = read_plans(path)
-    available = PlansManager(content).available_configurations
-    if configuration not in available:
-        raise ConfigurationError(f"{configuration} is no configuration in {path}. It has: {', '.join(available)}.")
-    try:
-        trainer_class = recursive_find_trainer_class_by_name(trainer)
-    except RuntimeError as error:
-        raise ConfigurationError(f"nnU-Net finds no trainer {trainer}. Run: autosam2 doctor") from error
+    require_configuration(configuration, content, path)
+    trainer_class = find_trainer(trainer)
     fraction, starts_from_baseline = None, False
     if issubclass(trainer_class, nnUNetTrainerAutoSAM2):
         config = trainer_class.resolve_config(content, configuration, read_json(path.parent / "dataset.json"))

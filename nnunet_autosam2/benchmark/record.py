@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
@@ -14,12 +14,13 @@ from pathlib import Path
 from nnunet_autosam2.benchmark.comparison import compare
 from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.benchmark.models import Model, titles
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_seconds
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
 from nnunet_autosam2.evaluation.pairs import find_pairs
 from nnunet_autosam2.evaluation.regions import numbering_of_dataset
 from nnunet_autosam2.report import benchmark as report
 from nnunet_autosam2.report.tables import OVERLAP, Table, cost_table, score_table
+from nnunet_autosam2.staging import replace_file
 
 COMPARED = ("Dice", "HD95")
 CURVES = {"train_loss": "train_losses", "val_loss": "val_losses", "ema_fg_dice": "ema_fg_dice"}
@@ -65,18 +66,19 @@ def collect(
 
 def write(benchmark: report.Benchmark, output: Path) -> None:
     """`benchmark.json`, `scores.csv` and `results.md`."""
-    _replace(output / report.FILE, benchmark.model_dump_json(indent=2))
-    _replace(output / "results.md", "\n\n".join(markdown(benchmark)) + "\n")
-    temporary = output / ".scores.csv"
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "fold", "case", "region", *METRICS])
-        for model in benchmark.models:
-            for fold in model.folds:
-                for result in fold.cases:
-                    for region, scores in result.scores.items():
-                        writer.writerow([model.title, fold.fold, result.case, region, *map(scores.get, METRICS)])
-    os.replace(temporary, output / "scores.csv")
+    replace_file(output / report.FILE, benchmark.model_dump_json(indent=2))
+    replace_file(output / "results.md", "\n\n".join(markdown(benchmark)) + "\n")
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["model", "fold", "case", "region", *METRICS])
+    writer.writerows(
+        [model.title, fold.fold, result.case, region, *map(scores.get, METRICS)]
+        for model in benchmark.models
+        for fold in model.folds
+        for result in fold.cases
+        for region, scores in result.scores.items()
+    )
+    replace_file(output / "scores.csv", table.getvalue())
 
 
 def markdown(benchmark: report.Benchmark) -> Iterator[str]:
@@ -109,7 +111,7 @@ def _model(
     errors: Mapping[FoldJob, str],
     evaluated: Callable[[FoldJob], Scores],
 ) -> report.Model:
-    parameters = [job.measured("prediction")["parameters"] for job in jobs if job.measured("prediction")]
+    parameters = [found["parameters"] for job in jobs if (found := job.measured("prediction"))]
     return report.Model(
         title=title,
         trainer=model.trainer,
@@ -129,8 +131,8 @@ def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores
     )
     if not job.is_validated:
         return fold
-    log = read_nnunet_checkpoint(job.folder / "checkpoint_final.pth")["logging"]
-    fold.training_seconds = sum(log["epoch_end_timestamps"]) - sum(log["epoch_start_timestamps"])
+    checkpoint = read_nnunet_checkpoint(job.folder / "checkpoint_final.pth")
+    log, fold.training_seconds = checkpoint["logging"], training_seconds(checkpoint)
     fold.curves = report.Curves(**{name: list(map(float, log[key])) for name, key in CURVES.items()})
     seconds = job.measured("prediction").get("seconds", {})
     fold.cases = [
@@ -152,21 +154,15 @@ def _evaluated(job: FoldJob, challenge: str, num_processes: int | None) -> Score
     if not kept.is_file() or kept.stat().st_mtime < summary.stat().st_mtime:
         kept.parent.mkdir(exist_ok=True)
         numbering = numbering_of_dataset(job.model.folder / "dataset.json")
-        _replace(kept, json.dumps(evaluate(find_pairs(job.folder).pairs, challenge, numbering, num_processes)))
+        replace_file(kept, json.dumps(evaluate(find_pairs(job.folder).pairs, challenge, numbering, num_processes)))
     return json.loads(kept.read_text())
 
 
 def _comparisons(scores: Mapping[str, Scores]) -> Iterator[report.Comparison]:
     reference, *others = scores
-    for model, metric, region in product(others, COMPARED, (*report.REGIONS, "mean")):
+    for model, metric, region in product(others, COMPARED, (*report.REGIONS, report.MEAN)):
         difference = compare(scores[model], scores[reference], region, metric)
         if difference is not None:
             yield report.Comparison(
                 model=model, reference=reference, region=region, metric=metric, **difference._asdict()
             )
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

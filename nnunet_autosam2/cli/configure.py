@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config, parse_assignments
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.errors import ConfigurationError
 from nnunet_autosam2.plans import find_plans, read_plans
+from nnunet_autosam2.staging import replace_file
 
 MIN_FEATURE_MAP_SIZE = 4  # as nnU-Net's planner
 MIN_STAGES = 3  # nnU-Net's deep supervision gives the coarsest output no weight, so there have to be two
@@ -80,7 +78,7 @@ def command(
         added[PLANS_KEY] = {key: validated[key] for key in {**block, **changes}}
 
     content["configurations"][name] = added
-    _replace_file(path, json.dumps(content, indent=4))
+    replace_file(path, json.dumps(content, indent=4))
     _report(path, name, base, added, inherited["data_identifier"])
 
 
@@ -185,22 +183,6 @@ def _require_new_name(name: str, content: dict[str, Any], path: Path) -> None:
         raise ConfigurationError(
             f"--name {name!r} is not possible: nnU-Net makes a folder of it, from letters, digits, - + . and single _."
         )
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """All or nothing: readers see the old file or the new one."""
-    path = path.resolve()
-    temporary: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            temporary.unlink(missing_ok=True)
-        raise DatasetError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _report(path: Path, name: str, base: str, added: dict[str, Any], data_identifier: str) -> None:

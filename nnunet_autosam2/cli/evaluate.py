@@ -44,11 +44,11 @@ def command(
     Prints mean ± sd of Dice, IoU, HD95, NSD, sensitivity and the lesion-wise metrics in WT, TC and ET, and writes
     scores.csv and scores.json with every case.
     """
-    from nnunet_autosam2.dataset_conversion.staging import staged_folder
     from nnunet_autosam2.evaluation.brats_metrics import evaluate, require_brats_evaluation
     from nnunet_autosam2.evaluation.pairs import find_pairs
     from nnunet_autosam2.evaluation.regions import numbering_of_dataset
     from nnunet_autosam2.evaluation.summary import table, write_scores
+    from nnunet_autosam2.staging import staged_folder
 
     version = require_brats_evaluation()
     found = find_pairs(predictions, truth, chill)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +15,8 @@ from nnunet_autosam2.errors import DatasetError
 
 FILE = "benchmark.json"
 REGIONS = ("ET", "TC", "WT")
+MEAN = "mean"
+"""In the place of a region: over those in which a case's metric is defined"""
 DICE, HD95 = "Dice", "HD95"
 
 
@@ -26,6 +28,14 @@ Score = Annotated[float | None, AfterValidator(_defined)]
 """None where a metric is not defined"""
 
 
+def score_of(case: Mapping[str, Mapping[str, float | None]], region: str, metric: str) -> float | None:
+    """Of a case's region → metric → value; None where it is not defined."""
+    if region != MEAN:
+        return case.get(region, {}).get(metric)
+    values = [value for each in REGIONS if (value := score_of(case, each, metric)) is not None]
+    return float(np.mean(values)) if values else None
+
+
 class CaseResult(BaseModel):
     case: str
     prediction: Path
@@ -35,12 +45,10 @@ class CaseResult(BaseModel):
     """Region → metric → value; HD95 in mm, the others 0 to 1"""
 
     def score(self, region: str, metric: str) -> float | None:
-        return self.scores.get(region, {}).get(metric)
+        return score_of(self.scores, region, metric)
 
     def mean_dice(self) -> float | None:
-        """Over the regions in which it is defined."""
-        values = [value for region in REGIONS if (value := self.score(region, DICE)) is not None]
-        return float(np.mean(values)) if values else None
+        return self.score(MEAN, DICE)
 
 
 class Curves(BaseModel):

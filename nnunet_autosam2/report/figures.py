@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nnunet_autosam2.report.benchmark import DICE, HD95, REGIONS, Benchmark, Model
+from nnunet_autosam2.report.benchmark import DICE, HD95, MEAN, REGIONS, Benchmark, Model
 from nnunet_autosam2.report.tables import excludes_zero
 
 # Stand-ins: the page replaces them by its own colours, which differ between light and dark.
@@ -124,7 +124,7 @@ def _boxes(models: list[Model], metric: str, scale: float) -> Figure | None:
 
 
 def _differences(benchmark: Benchmark) -> Figure | None:
-    regions = [*REGIONS, "mean"]
+    regions = [*REGIONS, MEAN]
     shown = [comparison for comparison in benchmark.comparisons if comparison.metric == DICE]
     pairs = list(dict.fromkeys((comparison.model, comparison.reference) for comparison in shown))
     if not pairs:
@@ -142,7 +142,7 @@ def _differences(benchmark: Benchmark) -> Figure | None:
                 fill = colour if excludes_zero(comparison) else "none"
                 axes.plot(middle, row, "o", markersize=7, markerfacecolor=fill, markeredgecolor=colour)
             axes.axvline(0, color=INK, linewidth=1)
-            axes.set(title=region.capitalize() if region == "mean" else region, ylim=(len(pairs) - 0.5, -0.5))
+            axes.set(title=region.capitalize() if region == MEAN else region, ylim=(len(pairs) - 0.5, -0.5))
             labels = [_label(f"{model} − {reference}") for model, reference in pairs]
             axes.set_yticks(range(len(pairs)), labels if axes is panels[0] else [])
             axes.tick_params(axis="y", length=0)

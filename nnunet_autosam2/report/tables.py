@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from nnunet_autosam2.report.benchmark import DICE, REGIONS, Benchmark, Comparison, Model
+from nnunet_autosam2.report.benchmark import DICE, MEAN, REGIONS, Benchmark, Comparison, Model
 
 MILLIMETRES = ("HD95", "Lesion-wise HD95")
 """Metrics that are lengths, and better when small; the others are shares, shown in per cent"""
@@ -96,7 +96,7 @@ def _score_column(models: list[Model], region: str, metric: str) -> list[Cell]:
 
 def comparison_tables(benchmark: Benchmark) -> Iterator[Table]:
     """One a metric: a row a pair of models, a column a region."""
-    regions = [*REGIONS, "mean"]
+    regions = [*REGIONS, MEAN]
 
     def pair(comparison: Comparison) -> tuple[str, str, str]:
         return comparison.metric, comparison.model, comparison.reference

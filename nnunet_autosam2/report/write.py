@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -27,6 +24,7 @@ from nnunet_autosam2.report.tables import (
     score_table,
 )
 from nnunet_autosam2.report.volumes import pack_cases
+from nnunet_autosam2.staging import replaced_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
 NAME = "report"
@@ -51,7 +49,8 @@ def write_report(folder: Path, viewer_cases: int) -> Path:
     if viewer_cases:
         require_viewer()
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
-    with _replacing(folder / NAME) as staged:
+    _require_replaceable(folder / NAME)
+    with replaced_folder(folder / NAME) as staged:
         cases = pack_cases(benchmark, folder, viewer_cases, staged) if viewer_cases else []
         if cases:
             data = {"cases": cases, "regions": REGIONS, "labels": LABELS}
@@ -101,20 +100,8 @@ def _index(benchmark: Benchmark, cases: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A folder to write into that takes the place of `target` at the end, and vanishes on an error."""
+def _require_replaceable(target: Path) -> None:
     if target.is_dir() and any(target.iterdir()) and not (target / "index.html").is_file():
         raise DatasetError(f"{target} holds something that is no report: move it away.")
     if target.exists() and not target.is_dir():
         raise DatasetError(f"{target} is a file: move it away.")
-    try:
-        with TemporaryDirectory(prefix=f".{target.name}_", dir=target.parent) as temporary:
-            staged = Path(temporary) / "new"
-            staged.mkdir()
-            yield staged
-            if target.exists():
-                target.rename(Path(temporary) / "old")
-            staged.rename(target)
-    except OSError as error:
-        raise DatasetError(f"{target} cannot be written: {error.strerror or error}.") from error

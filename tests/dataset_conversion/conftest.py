@@ -156,11 +156,3 @@ def _segmentation(phantom: Path, number: int, labels: dict[int, int]) -> nibabel
     for before, after in labels.items():
         lookup[before] = after
     return nibabel.Nifti1Image(lookup[tissue], image.affine)
-
-
-@pytest.fixture
-def real_data() -> Path:
-    folder = Path(__file__).parents[3] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"the real cases are not in {folder}")
-    return folder

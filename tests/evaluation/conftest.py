@@ -92,11 +92,3 @@ def in_numbers_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Pa
     root = tmp_path_factory.mktemp("challenges")
     numbers = {"gli": (0, 2, 1, 3), "mets": (0, 2, 1, 3), "ped": (0, 4, 2, 1)}
     return {challenge: write_cases(root / challenge, labels) for challenge, labels in numbers.items()}
-
-
-@pytest.fixture
-def real_data() -> Path:
-    folder = Path(__file__).parents[3] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"the real cases are not in {folder}")
-    return folder

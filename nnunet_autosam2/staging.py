@@ -1,8 +1,9 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear, or are replaced, whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,16 +28,48 @@ def staged_folder(target: Path) -> Iterator[Path]:
         raise DatasetError(f"{target} is a file: choose another folder.")
     if target.is_dir() and any(target.iterdir()):
         raise DatasetError(f"{target} is not empty: remove it or choose another folder.")
+    with replaced_folder(target) as staged:
+        yield staged
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `target` at the end, and vanishes on an error or interruption.
+
+    Raises:
+        DatasetError: the disk refuses.
+    """
+    target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # The temporary folder is private to its owner, the one inside has the usual permissions.
         with TemporaryDirectory(prefix=f".{target.name}_", dir=target.parent) as temporary:
-            staged = Path(temporary) / target.name
+            staged = Path(temporary) / "new"
             staged.mkdir()
             yield staged
+            if target.exists():
+                target.rename(Path(temporary) / "old")
             staged.rename(target)
     except OSError as error:
         raise DatasetError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Readers see the old file or the new one.
+
+    Raises:
+        DatasetError: the disk refuses.
+    """
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DatasetError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 @contextmanager

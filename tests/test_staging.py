@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_autosam2.dataset_conversion.staging import resumable_folder, staged_folder, unfinished_state
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.staging import resumable_folder, staged_folder, unfinished_state
 
 
 def test_the_folder_appears_at_the_end_with_usual_permissions(tmp_path: Path):
