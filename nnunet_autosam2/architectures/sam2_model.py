@@ -8,6 +8,7 @@ from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.windowed_attention import skip_padding
 from nnunet_autosam2.weights import VIDEO_MEMORY
 
 
@@ -64,6 +65,7 @@ class SAM2(SAM2Base):
             ],
             apply_postprocessing=False,
         )
+        skip_padding(sam2.image_encoder.trunk)
         if not memory:
             for name in VIDEO_MEMORY & {*sam2._parameters, *sam2._modules}:
                 delattr(sam2, name)
