@@ -31,7 +31,7 @@ step "Planning and preprocessing"
 run nnUNetv2_plan_and_preprocess -d 900 -c 3d_fullres -np 2 -npfp 2 --verify_dataset_integrity
 step "A small configuration, with SAM2's weights random on purpose"
 run autosam2 configure 900 --base 3d_fullres --name demo --patch-size 32 48 48 --batch-size 2 \
-    sam2_checkpoint=random sam2_image_size=128 sam2_chunk_size=32 initial_lr=2e-3 \
+    sam2_checkpoint=random sam2_image_size=128 initial_lr=2e-3 \
     num_epochs=5 num_iterations_per_epoch=16 num_val_iterations_per_epoch=4
 step "Training: 5 epochs of 16 iterations"
 run nnUNetv2_train 900 demo all -tr nnUNetTrainerAutoSAM2 -device cpu

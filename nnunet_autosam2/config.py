@@ -42,6 +42,7 @@ POSITIVE = (
     "num_iterations_per_epoch",
     "num_val_iterations_per_epoch",
 )
+PIXELS_AT_ONCE = 16 * 512**2
 SAM2_SIZE_STEP = 32  # Hiera's windowed position embedding has to tile the feature map
 
 
@@ -97,8 +98,9 @@ class AutoSAM2Config:
     lora_rank: int = 8
     sam2_precision: str = "auto"
     """Of image encoder and memory. `auto`: bfloat16 where the device has units for it."""
-    sam2_chunk_size: int = 16
-    """Slices that go through the image encoder at once; halved for good when memory runs out."""
+    sam2_chunk_size: int | None = None
+    """Slices that go through SAM2 at once; halved for good when memory runs out. None: as many as have the pixels of 16
+    slices of 512 × 512."""
 
     # Training
     initial_lr: float = 1e-4
@@ -170,6 +172,10 @@ class AutoSAM2Config:
     def uses_sam2(self) -> bool:
         """At a slice fraction of 0 the SAM2 branch neither exists nor costs anything."""
         return self.enable_sam2 and self.slice_fraction > 0
+
+    @property
+    def slices_at_once(self) -> int:
+        return self.sam2_chunk_size or max(1, PIXELS_AT_ONCE // self.sam2_image_size**2)
 
     def _require(self, key: str, fulfilled: bool, allowed: str) -> None:
         if not fulfilled:

@@ -70,8 +70,8 @@ class SAM2Branch(nn.Module):
         self.encoder_trains = config.sam2_tuning in ENCODER_TRAINS
         self.mri_to_rgb.requires_grad_(self.encoder_trains)
         self.precision = config.sam2_precision
-        self.encoder_chunks = Chunked(config.sam2_chunk_size, "image encoder", recompute=not self.encoder_trains)
-        self.decoder_chunks = Chunked(config.sam2_chunk_size, "mask decoder")
+        self.encoder_chunks = Chunked(config.slices_at_once, "image encoder", recompute=not self.encoder_trains)
+        self.decoder_chunks = Chunked(config.slices_at_once, "mask decoder")
 
     def forward(self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config) -> Answers:
         """
