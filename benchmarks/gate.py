@@ -211,7 +211,7 @@ def train(
     segmentation = WeightedBCEDiceLoss(
         len(REGIONS), region_based=True, bce_weight=config.bce_weight, dice_weight=config.dice_weight
     )
-    loss = AutoSAM2Loss(segmentation, config.unet_loss_weight, config.sam2_loss_weight)
+    loss = AutoSAM2Loss(segmentation, config.unet_loss_weight, config.sam2_loss_weight, config.fusion == "gated")
     optimizer = torch.optim.AdamW(network.parameters(), config.initial_lr, weight_decay=config.weight_decay)
     schedule = IterationOneCycleLR(optimizer, config.initial_lr, 1, iterations)
     for _ in trange(iterations, leave=False):

@@ -170,11 +170,9 @@ class AutoSAM2(nn.Module):
             )
             inputs = (unet, sam2, reliability, self._blends(), self.config.region_based)
             fused = torch.where(covered, self.fusion(*inputs), unet)
-            if self.training or not self.unet.deep_supervision:
+            if not self.unet.deep_supervision:
                 return fused, None
-            weight = self.fusion.sam2_weight(*inputs)
-            count = covered.expand_as(weight).sum((0, 2, 3, 4)).clamp(min=1)
-            return fused, Shares(sam2, (weight * covered).sum((0, 2, 3, 4)) / count)
+            return fused, Shares(sam2, self.fusion.sam2_weight(*inputs), covered)
 
     def _with_background(self, logits: Tensor) -> Tensor:
         """[B, R, ...] of the regions → [B, C, ...]: exclusive labels get a background of constant logit 0."""

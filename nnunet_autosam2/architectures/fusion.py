@@ -62,7 +62,8 @@ class GatedFusion(nn.Module):
     """A weight for each class and voxel, learned from what both networks say and how reliable SAM2 is there.
 
     The gate is linear in its inputs and starts with zero weights: it starts at the blends exactly, and every one of
-    its weights learns from the first step on.
+    its weights learns from the first step on. It learns from `sam2_weight` alone, by the loss's GateLoss; the fused
+    logits pass no gradient to it.
 
     Args:
         num_classes: C.
@@ -82,11 +83,11 @@ class GatedFusion(nn.Module):
         self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
     ) -> Tensor:
         """As FixedFusion; the blends are where the gate starts."""
-        gate = self.gate(unet, sam2, reliability, blends, region_based)
+        gate = self.gate(unet, sam2, reliability, blends, region_based).detach()
         blended = blend(unet, sam2, F.logsigmoid(gate), F.logsigmoid(-gate), region_based)
         if self.opening is None:
             return blended
-        return unet + self._open() * (blended - (unet if region_based else unet.log_softmax(1)))
+        return unet + self._open().detach() * (blended - (unet if region_based else unet.log_softmax(1)))
 
     def sam2_weight(
         self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool

@@ -1,4 +1,4 @@
-"""Logits of exclusive labels in the terms of regions: each class against all others."""
+"""What logits mean for each class: regions, which may overlap, or exclusive labels, each against all others."""
 
 import torch
 from torch import Tensor
@@ -14,3 +14,10 @@ def one_versus_rest(logits: Tensor) -> Tensor:
     log_rest_of_greatest = log_p.masked_fill(greatest, -torch.inf).logsumexp(1, keepdim=True)
     log_rest_of_others = torch.log1p(-log_p.exp().masked_fill(greatest, 0))
     return log_p - torch.where(greatest, log_rest_of_greatest, log_rest_of_others)
+
+
+def decisions(logits: Tensor, region_based: bool) -> Tensor:
+    """[B, C, ...] → booleans of this shape, True where a voxel would be given the region or the label."""
+    if region_based:
+        return logits > 0
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)

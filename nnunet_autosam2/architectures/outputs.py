@@ -29,12 +29,14 @@ class SAM2Masks(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """What each half would say alone, to follow a training."""
+    """Who says what in the fused output."""
 
     sam2: Tensor
     """[B, C, D, H, W], SAM2's logits where its masks reach, the UNet's elsewhere"""
     sam2_weight: Tensor
-    """[C], SAM2's mean weight in the fusion where its masks reach"""
+    """[B, C, D, H, W], of SAM2 in the fusion"""
+    covered: Tensor
+    """[B, 1, D, 1, 1], False where SAM2's masks do not reach and the weight is of no consequence"""
 
 
 class AutoSAM2Output(NamedTuple):
@@ -47,4 +49,4 @@ class AutoSAM2Output(NamedTuple):
     sam2: SAM2Masks | None
     """None where SAM2 does not take part"""
     shares: Shares | None = None
-    """In validation; None in training, and where one half is missing"""
+    """None where one half is missing"""

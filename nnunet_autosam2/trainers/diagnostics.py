@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from nnunet_autosam2.architectures.log_odds import decisions
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 
 HALVES = ("UNet", "SAM2", "fused")
@@ -32,11 +33,11 @@ def counts_of_halves(
     """
     if output.shares is None:
         return {}
-    result = {"SAM2's weight": output.shares.sam2_weight.cpu().numpy()}
+    weight, reached = output.shares.sam2_weight, output.shares.covered
+    mean = (weight * reached).sum((0, 2, 3, 4)) / reached.expand_as(weight).sum((0, 2, 3, 4)).clamp(min=1)
+    result = {"SAM2's weight": mean.cpu().numpy()}
     for half, logits in (("UNet", output.unet[0]), ("SAM2", output.shares.sam2)):
-        predicted = logits > 0
-        if not region_based:
-            predicted = torch.zeros_like(predicted).scatter_(1, logits.argmax(1, keepdim=True), True)
+        predicted = decisions(logits, region_based)
         true, counts = truth.bool(), counted.bool()
         parts = (predicted & true & counts, predicted & ~true & counts, ~predicted & true & counts)
         result[half] = torch.stack([part.sum((0, 2, 3, 4)) for part in parts]).cpu().numpy()

@@ -10,8 +10,8 @@ from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.log_odds import one_versus_rest
-from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks
+from nnunet_autosam2.architectures.log_odds import decisions, one_versus_rest
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Shares
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
 
@@ -115,18 +115,26 @@ class WeightedBCEDiceLoss(nn.Module):
 
 
 class AutoSAM2Loss(nn.Module):
-    """Loss of the fused output, of the UNet's outputs and of SAM2's masks on the slices that it has seen.
+    """Loss of the fused output, of the UNet's outputs, of SAM2's masks on the slices that it has seen, and of the gate.
 
     Without SAM2 the UNet's outputs are all there is, and their sum alone is the loss.
+
+    Args:
+        gated: the fusion has a gate, which learns from nothing but its own term.
     """
 
     def __init__(
-        self, segmentation: WeightedBCEDiceLoss, unet_loss_weight: float = 1.0, sam2_loss_weight: float = 1.0
+        self,
+        segmentation: WeightedBCEDiceLoss,
+        unet_loss_weight: float = 1.0,
+        sam2_loss_weight: float = 1.0,
+        gated: bool = True,
     ) -> None:
         super().__init__()
         self.segmentation = segmentation
         self.unet_loss_weight = unet_loss_weight
         self.sam2_loss_weight = sam2_loss_weight
+        self.gated = gated
 
     @classmethod
     def from_config(
@@ -143,7 +151,7 @@ class AutoSAM2Loss(nn.Module):
             batch_dice=batch_dice,
             ddp=ddp,
         )
-        return cls(segmentation, config.unet_loss_weight, config.sam2_loss_weight)
+        return cls(segmentation, config.unet_loss_weight, config.sam2_loss_weight, config.fusion == "gated")
 
     def forward(self, output: AutoSAM2Output | Tensor, target: Sequence[Tensor] | Tensor) -> Tensor:
         """
@@ -158,11 +166,15 @@ class AutoSAM2Loss(nn.Module):
         unet_loss = self.deep_supervision(output.unet, target)
         if output.sam2 is None:
             return unet_loss
-        return (
+        loss = (
             self.segmentation(output.logits, target[0])
             + self.unet_loss_weight * unet_loss
             + self.sam2_loss_weight * self.sam2(output.sam2, target[0])
         )
+        if not self.gated or output.shares is None:
+            return loss
+        truth, counted = self.segmentation.encode(target[0])
+        return loss + gate_loss(output.shares, output.unet[0], truth, counted, self.segmentation.region_based)
 
     def deep_supervision(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Weighted mean over scales; the weights halve with each, as in nnU-Net, and none is 0."""
@@ -207,6 +219,22 @@ def object_loss(object_score: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
     present = (truth * counted).amax((-2, -1))
     error = F.binary_cross_entropy_with_logits(object_score.float(), present, reduction="none")
     return weighted_mean(error, counted.amax((-2, -1)))
+
+
+def gate_loss(shares: Shares, unet: Tensor, truth: Tensor, counted: Tensor, region_based: bool) -> Tensor:
+    """Brier score of SAM2's weight as the probability that SAM2 is right, over the voxels where UNet and SAM2 disagree.
+
+    The segmentation loss would reward a gate for whoever is surer of itself, and no weight matters where both agree.
+
+    Args:
+        unet: logits `[B, C, D, H, W]`; neither they nor SAM2's get a gradient.
+        truth, counted: `[B, C, D, H, W]` and `[B, 1, D, H, W]`.
+    """
+    sam2_decides = decisions(shares.sam2, region_based)
+    disputed = (sam2_decides != decisions(unet, region_based)) & (counted > 0) & shares.covered
+    error = (shares.sam2_weight - (sam2_decides == truth.bool()).float()).square() * disputed
+    everywhere = (0, *range(2, error.ndim))
+    return (error.sum(everywhere) / disputed.sum(everywhere).clamp(min=1)).mean()
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def test_a_closed_gate_has_finite_gradients(region_based, bias):
     fused = fusion(*logits, make_reliability(), [0.5] * C, region_based)
     fused.square().sum().backward()
     assert fused.isfinite().all()
-    assert all(leaf.grad.isfinite().all() for leaf in (*leaves, *fusion.parameters()))
+    assert all(leaf.grad.isfinite().all() for leaf in leaves)
 
 
 def test_an_opening_neither_subtracts_sam2_nor_exaggerates_it():
@@ -127,8 +127,8 @@ def test_an_opening_neither_subtracts_sam2_nor_exaggerates_it():
 def test_an_opening_at_its_bound_can_come_back_and_go_no_further(opening, can, wanted):
     fusion, (unet, sam2) = GatedFusion(1, closed=True), torch.full((2, 1, 1, *SIZE), 2.0)
     torch.nn.init.constant_(fusion.opening, opening / PACE)
-    fused = fusion(unet, -sam2, make_reliability()._make([torch.rand(1, 1, SIZE[0])] * 3), [0.5], True)
-    (fused if wanted == "open" else -fused).sum().backward()
+    weight = fusion.sam2_weight(unet, -sam2, Reliability(*[torch.rand(1, 1, SIZE[0])] * 3), [0.5], True)
+    (-weight if wanted == "open" else weight).sum().backward()
     assert bool(fusion.opening.grad) == (can == wanted)
 
 
@@ -155,9 +155,18 @@ def test_gate_can_follow_each_kind_of_reliability(field):
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_every_weight_of_the_gate_learns_from_the_first_step(region_based, scale):
     fusion, (unet, sam2), target = GatedFusion(C), make_logits(), torch.rand(2, C, *SIZE)
-    fused = fusion(scale * unet, scale * sam2, make_reliability(), [0.5] * C, region_based)
-    F.binary_cross_entropy_with_logits(fused, target).backward()
+    weight = fusion.sam2_weight(scale * unet, scale * sam2, make_reliability(), [0.5] * C, region_based)
+    F.mse_loss(weight, target).backward()
     assert all((parameter.grad.isfinite() & (parameter.grad != 0)).all() for parameter in fusion.parameters())
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_fused_logits_teach_the_gate_nothing(closed):
+    fusion, (unet, sam2) = GatedFusion(C, closed), make_logits()
+    fused = fusion(unet.requires_grad_(), sam2, make_reliability(), [0.5] * C, True)
+    fused.square().sum().backward()
+    assert unet.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in fusion.parameters())
 
 
 @MODES

@@ -69,6 +69,8 @@ def test_every_mode_trains_what_is_trainable(mode):
     parts = [*output.unet, output.logits]
     if output.sam2 is not None:
         parts += [output.sam2.logits, output.sam2.predicted_iou, output.sam2.object_score]
+    if output.shares is not None:
+        parts.append(output.shares.sam2_weight)
     sum(part.square().mean() for part in parts).backward()
     for name, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
@@ -94,7 +96,7 @@ def test_a_closed_gate_starts_as_the_backbone_and_learns(region_based):
     for _ in range(2):
         optimizer.zero_grad()
         output = network.train()(volume)
-        output.logits.square().mean().backward()
+        (output.shares.sam2_weight - 1).square().mean().backward()
         assert network.fusion.opening.grad.any()
         optimizer.step()
     assert network.fusion.bias.grad.any()

@@ -10,12 +10,13 @@ from nnunetv2.utilities.helpers import softmax_helper_dim1
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Shares
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
 from nnunet_autosam2.trainers.loss import (
     AutoSAM2Loss,
     WeightedBCEDiceLoss,
+    gate_loss,
     iou_loss,
     object_loss,
 )
@@ -343,6 +344,59 @@ def test_object_head_learns_presence_on_slices_that_count():
 
 REGIONS = LabelManager({"background": 0, "WT": (1, 2, 3), "TC": (2, 3), "ET": 3, "ignore": 4}, (1, 2, 3))
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
+
+
+def make_shares(weight: torch.Tensor | float) -> Shares:
+    covered = torch.arange(SIZE[0]).view(1, 1, -1, 1, 1).expand(B, 1, SIZE[0], 1, 1) > 0
+    return Shares(make_logits().requires_grad_(), weight * torch.ones(B, C, *SIZE), covered)
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_gate_learns_how_often_sam2_is_right_where_the_two_disagree(region_based):
+    unet, truth = make_logits().requires_grad_(), make_target(True).float()
+    counted = (torch.rand(B, 1, *SIZE) > 0.3).float()
+    weight = torch.full((1, C, 1, 1, 1), 0.5, requires_grad=True)
+    shares = make_shares(weight)
+    frequency = []
+    for c in range(C):
+        hard = [x[:, c] > 0 if region_based else x.argmax(1) == c for x in (unet, shares.sam2)]
+        here = (hard[0] != hard[1]) & (counted[:, 0] > 0) & shares.covered[:, 0]
+        frequency.append(float((hard[1] == truth[:, c].bool())[here].float().mean()))
+    for _ in range(200):
+        loss = gate_loss(make_shares(weight)._replace(sam2=shares.sam2), unet, truth, counted, region_based)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        with torch.no_grad():
+            weight -= gradient
+    assert weight.flatten().tolist() == pytest.approx(frequency, abs=1e-3)
+    loss = gate_loss(make_shares(weight)._replace(sam2=shares.sam2), unet, truth, counted, region_based)
+    loss.backward()
+    assert unet.grad is None
+    assert shares.sam2.grad is None
+
+
+def test_gate_has_nothing_to_learn_where_the_two_agree():
+    weight = torch.full((1, C, 1, 1, 1), 0.5, requires_grad=True)
+    shares = make_shares(weight)
+    loss = gate_loss(shares, shares.sam2.detach() * 3, make_target(True).float(), torch.ones(B, 1, *SIZE), True)
+    loss.backward()
+    assert loss == 0
+    assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_gates_term_counts_if_there_is_a_gate(region_based):
+    output, targets = make_output(region_based)
+    segmentation = make_loss(region_based)
+    shares = make_shares(0.3)
+    truth, counted = segmentation.encode(targets[0])
+    term = gate_loss(shares, output.unet[0], truth, counted, region_based)
+    assert term > 0
+    without, fixed, gated = (
+        AutoSAM2Loss(segmentation, gated=gated)(output._replace(shares=given), targets)
+        for gated, given in ((True, None), (False, shares), (True, shares))
+    )
+    torch.testing.assert_close(fixed, without)
+    torch.testing.assert_close(gated, without + term)
 
 
 @pytest.mark.parametrize("label_manager", [REGIONS, LABELS], ids=["regions", "labels"])
