@@ -40,6 +40,29 @@ def read_nnunet_checkpoint(path: Path, map_location: torch.device | str = "cpu")
     return content
 
 
+def require_nnunet_checkpoint(path: Path) -> None:
+    """
+    Raises:
+        WeightsError: as `read_nnunet_checkpoint`; the message names the checkpoints beside it that are good.
+    """
+    try:
+        read_nnunet_checkpoint(path)
+    except WeightsError as error:
+        good = [other.name for other in sorted(path.parent.glob("checkpoint_*.pth")) if _is_good(other)]
+        advice = (
+            f"Remove it to go on from {' or '.join(good)}." if good else "There is no other: start afresh."
+        )
+        raise WeightsError(f"{error} {advice}") from error
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        read_nnunet_checkpoint(path)
+    except WeightsError:
+        return False
+    return True
+
+
 def training_seconds(checkpoint: Mapping[str, Any]) -> float:
     """Of all epochs, wherever the training was interrupted; of what `read_nnunet_checkpoint` returns."""
     log = checkpoint["logging"]

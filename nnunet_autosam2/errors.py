@@ -20,6 +20,10 @@ class DatasetError(AutoSAM2Error):
     """A file or folder of a data set cannot be used."""
 
 
+class TrainingError(AutoSAM2Error):
+    """A training cannot go on; what it has written stays good."""
+
+
 class OutOfMemoryError(AutoSAM2Error):
     """The smallest possible piece of work does not fit into memory."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -61,15 +62,45 @@ def replace_file(path: Path, text: str) -> None:
         DatasetError: the disk refuses.
     """
     path = path.resolve()
+    try:
+        with replaced_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+            if path.exists():
+                shutil.copymode(path, temporary)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """A path to write to, whose file takes the place of `path` once it is on the disk, and vanishes on an error.
+
+    What a process has left that was killed while it wrote is removed.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if not _runs(left.suffix[1:]):
+            left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        if path.exists():
-            shutil.copymode(path, temporary)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise DatasetError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _runs(pid: str) -> bool:
+    """False if it is certain that no process of this machine has this number."""
+    if not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextmanager

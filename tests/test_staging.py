@@ -1,10 +1,13 @@
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.staging import resumable_folder, staged_folder, unfinished_state
+from nnunet_autosam2.staging import replaced_file, resumable_folder, staged_folder, unfinished_state
 
 
 def test_the_folder_appears_at_the_end_with_usual_permissions(tmp_path: Path):
@@ -94,3 +97,36 @@ def test_a_target_that_appeared_meanwhile_is_left_alone(tmp_path: Path):
     with pytest.raises(DatasetError, match="cannot be written"):
         write()
     assert [path.name for path in target.iterdir()] == ["mine"]
+
+
+def write_and(path: Path, then: type[BaseException]) -> None:
+    with replaced_file(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        raise then
+
+
+def test_a_file_is_replaced_once_it_is_whole(tmp_path: Path):
+    path = tmp_path / "file[1].pth"
+    path.write_text("old")
+    for error in (KeyboardInterrupt, OSError):
+        with pytest.raises(error):
+            write_and(path, error)
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+    with replaced_file(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path):
+    path = tmp_path / "file"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, written = (tmp_path / f".file.{pid}" for pid in (ended.pid, os.getppid()))
+    left.touch()
+    written.touch()
+    with replaced_file(path) as temporary:
+        temporary.touch()
+    assert sorted(tmp_path.iterdir()) == sorted([path, written])

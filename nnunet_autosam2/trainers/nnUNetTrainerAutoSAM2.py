@@ -18,12 +18,14 @@ from nnunet_autosam2.architectures.mri_to_rgb import choose_rgb_channels
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.unet import strides_for
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
-from nnunet_autosam2.errors import ConfigurationError, exit_on_user_error
+from nnunet_autosam2.errors import ConfigurationError, TrainingError, exit_on_user_error
+from nnunet_autosam2.staging import replaced_file
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
 from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, counts_of_halves
 from nnunet_autosam2.trainers.early_stopping import EarlyStopping
+from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, LeftOutSteps
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 
@@ -65,6 +67,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             setattr(self, name, getattr(lengths, name) or getattr(self, name))
         self.resumes_from_checkpoint = False
         self.progress: HybridProgress | None = None
+        self.left_out_steps = LeftOutSteps()
 
     @classmethod
     def resolve_config(cls, plans: dict, configuration: str, dataset_json: dict) -> AutoSAM2Config:
@@ -145,10 +148,10 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             self.config, self.label_manager, self.configuration_manager.batch_dice, self.is_ddp
         ).to(self.device)
 
-    def configure_optimizers(self) -> tuple[torch.optim.AdamW, IterationOneCycleLR]:
+    def configure_optimizers(self) -> tuple[FiniteAdamW, IterationOneCycleLR]:
         """AdamW over what trains; OneCycle, one step an iteration."""
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=self.initial_lr, weight_decay=self.weight_decay)
+        optimizer = FiniteAdamW(trainable, lr=self.initial_lr, weight_decay=self.weight_decay)
         schedule = IterationOneCycleLR(optimizer, self.initial_lr, self.num_epochs, self.num_iterations_per_epoch)
         return optimizer, schedule
 
@@ -204,9 +207,20 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             )
 
     def train_step(self, batch: dict) -> dict:
+        taken_before = self.optimizer.num_taken
         result = super().train_step(batch)
         self.lr_scheduler.step()
+        self.left_out_steps.add(self.optimizer.num_taken > taken_before)
         return result
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        if self.left_out_steps.total:
+            self.print_to_log_file(
+                f"WARNING: {self.left_out_steps.total} of {len(train_outputs)} steps were left out: "
+                "their loss or gradients were not finite."
+            )
+            self.left_out_steps.reset()
+        super().on_train_epoch_end([output for output in train_outputs if np.isfinite(output["loss"])] or train_outputs)
 
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's, and the same counts for the UNet and SAM2 alone."""
@@ -242,6 +256,10 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         super().on_epoch_start()
 
     def run_training(self) -> None:
+        with exit_on_user_error():
+            self._run_until_patience_is_exhausted()
+
+    def _run_until_patience_is_exhausted(self) -> None:
         try:
             super().run_training()
         except PatienceExhausted:
@@ -258,6 +276,27 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             checkpoint = read_nnunet_checkpoint(best, self.device)
             self.autosam2.load_state_dict(checkpoint["network_weights"])
 
+    def save_checkpoint(self, filename: str) -> None:
+        """The checkpoint of this name stays as it was until the new one is whole.
+
+        Raises:
+            TrainingError: the disk refuses.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        try:
+            with replaced_file(Path(filename)) as temporary:
+                super().save_checkpoint(str(temporary))
+        except (OSError, RuntimeError) as error:
+            raise TrainingError(
+                f"{filename} cannot be written: {str(error).splitlines()[0]}. The checkpoint before it is as it was: "
+                "make room and go on with --c."
+            ) from error
+
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         self.resumes_from_checkpoint = True
+        if isinstance(filename_or_checkpoint, str):
+            with exit_on_user_error():
+                require_nnunet_checkpoint(Path(filename_or_checkpoint))
         super().load_checkpoint(filename_or_checkpoint)

@@ -74,7 +74,6 @@ def test_killed_and_resumed_run_follows_the_same_schedule(planned) -> None:
     deadline = time.monotonic() + 600
     while not best.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
-    time.sleep(2)  # nnU-Net writes in place: let it finish
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "checkpoint_final.pth").exists(), "the run ended before it could be killed"
@@ -87,6 +86,55 @@ def test_killed_and_resumed_run_follows_the_same_schedule(planned) -> None:
     assert final["current_epoch"] == 5
     expected = onecycle_at_epoch_starts(num_epochs=5, iterations=3, max_lr=1e-3)
     np.testing.assert_allclose(final["logging"]["lrs"], expected, rtol=1e-9)
+
+
+def test_steps_that_are_not_finite_are_left_out(planned) -> None:
+    output = planned.run(*TRAIN, "tiny", "2", "-tr", "nnUNetTrainerAutoSAM2_SometimesNaN", *CPU)
+    folder = planned.results("nnUNetTrainerAutoSAM2_SometimesNaN", "tiny") / "fold_2"
+    final = checkpoint(folder / "checkpoint_final.pth")
+    assert "WARNING: 1 of 3 steps were left out" in output
+    assert all(tensor.isfinite().all() for tensor in final["network_weights"].values())
+    assert np.isfinite(final["logging"]["train_losses"]).all()
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_end_the_training_and_its_checkpoints_stay_good(planned) -> None:
+    trainer = "nnUNetTrainerAutoSAM2_NaNFromThirdEpoch"
+    planned.run("autosam2", "configure", "900", "--base", "tiny", "--name", "nan", "num_epochs=20")
+    output = planned.run(*TRAIN, "nan", "2", "-tr", trainer, *CPU, expected=1)
+    folder = planned.results(trainer, "nan") / "fold_2"
+    assert output.strip().splitlines()[-1].startswith("Error: 10 steps in a row")
+    assert "Traceback" not in output
+    assert not (folder / "checkpoint_final.pth").exists()
+    best = checkpoint(folder / "checkpoint_best.pth")
+    assert all(tensor.isfinite().all() for tensor in best["network_weights"].values())
+
+
+def test_a_full_disk_and_a_damaged_checkpoint_are_told_and_cost_nothing(planned) -> None:
+    """The size of a file is limited in the place of the disk's."""
+    planned.run("autosam2", "configure", "900", "--base", "tiny", "--name", "full", "num_epochs=2", "enable_sam2=false")
+    command = (*TRAIN, "full", "2", "-tr", "nnUNetTrainerAutoSAM2", *CPU)
+    planned.run(*command)
+    folder = planned.results("nnUNetTrainerAutoSAM2", "full") / "fold_2"
+    final, best = folder / "checkpoint_final.pth", folder / "checkpoint_best.pth"
+    final.rename(folder / "checkpoint_latest.pth")
+    before = (folder / "checkpoint_latest.pth").read_bytes()
+    assert len(before) > 2 * 2**20
+
+    limited = planned.run("bash", "-c", f"ulimit -f 2048; exec {' '.join(command)} --c", expected=1)
+    assert limited.strip().splitlines()[-1].startswith("Error: ")
+    assert "cannot be written" in limited
+    assert "Traceback" not in limited
+    assert sorted(path.name for path in folder.glob("*checkpoint*")) == [best.name, "checkpoint_latest.pth"]
+    assert (folder / "checkpoint_latest.pth").read_bytes() == before
+
+    (folder / "checkpoint_latest.pth").write_bytes(before[: len(before) // 2])
+    refused = planned.run(*command, "--c", expected=1)
+    assert "Traceback" not in refused
+    assert f"{folder / 'checkpoint_latest.pth'}" in refused
+    assert "Remove it to go on from checkpoint_best.pth." in refused
+    (folder / "checkpoint_latest.pth").unlink()
+    planned.run(*command, "--c")
+    assert final.exists()
 
 
 def test_early_stopping_ends_the_run_with_the_best_weights_and_stays_ended(planned) -> None:
