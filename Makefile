@@ -11,11 +11,12 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: help install demo test test-units test-end-to-end test-slow lint format clean
+.PHONY: help install demo test test-units test-end-to-end test-slow bench lint format clean
 
 help:
 	@echo "make demo    phantom data, training, prediction, evaluation and pictures in demo_output/ (minutes, no download)"
 	@echo "make test    linters, types and tests           make test-slow  those that take minutes each"
+	@echo "make bench   what SAM2 costs beside nnU-Net's network, on this machine (an hour on two cores)"
 	@echo "make lint    linters and types alone        make format  rewrites the formatting"
 	@echo "make clean   removes the environment and what the commands above have written"
 
@@ -35,6 +36,10 @@ $(VENV)/installed: $(VENV)/bin/uv $(SOURCES)
 
 demo: install
 	PATH="$(BIN):$$PATH" ./demo/run.sh demo_output
+
+# For example `make bench BENCH="--device cuda --rounds 10"`.
+bench: install
+	$(BIN)/python -m benchmarks.speed $(BENCH)
 
 lint: install
 	$(BIN)/ruff check .
