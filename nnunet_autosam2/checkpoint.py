@@ -49,9 +49,7 @@ def require_nnunet_checkpoint(path: Path) -> None:
         read_nnunet_checkpoint(path)
     except WeightsError as error:
         good = [other.name for other in sorted(path.parent.glob("checkpoint_*.pth")) if _is_good(other)]
-        advice = (
-            f"Remove it to go on from {' or '.join(good)}." if good else "There is no other: start afresh."
-        )
+        advice = f"Remove it to go on from {' or '.join(good)}." if good else "There is no other: start afresh."
         raise WeightsError(f"{error} {advice}") from error
 
 
