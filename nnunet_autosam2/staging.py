@@ -99,7 +99,7 @@ def _runs(pid: str) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True
+        pass
     return True
 
 

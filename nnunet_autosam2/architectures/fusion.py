@@ -62,7 +62,7 @@ class GatedFusion(nn.Module):
     """A weight for each class and voxel, learned from what both networks say and how reliable SAM2 is there.
 
     The gate is linear in its inputs and starts with zero weights: it starts at the blends exactly, and every one of
-    its weights learns from the first step on. It learns from `sam2_weight` alone, by the loss's GateLoss; the fused
+    its weights learns from the first step on. It learns from `sam2_weight` alone, by the loss's `gate_loss`; the fused
     logits pass no gradient to it.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from nnunet_autosam2.architectures.log_odds import decisions
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
+from nnunet_autosam2.staging import replaced_file
 
 HALVES = ("UNet", "SAM2", "fused")
 COUNTED = ("UNet", "SAM2", "SAM2's weight")
@@ -87,10 +87,8 @@ class HybridProgress:
             )
 
     def _write(self) -> None:
-        temporary = self.table.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with replaced_file(self.table) as temporary, temporary.open("w", newline="") as file:
             csv.writer(file).writerows([self.columns, *self.rows])
-        os.replace(temporary, self.table)
         self._draw()
 
     def mean_dice(self, half: str) -> np.ndarray:
