@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import shutil
@@ -75,11 +74,8 @@ def replace_file(path: Path, text: str) -> None:
 def replaced_file(path: Path) -> Iterator[Path]:
     """A path to write to, whose file takes the place of `path` once it is on the disk, and vanishes on an error.
 
-    What a process has left that was killed while it wrote is removed.
+    A process that is killed leaves it behind; `remove_unfinished` is for these.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if not _runs(left.suffix[1:]):
-            left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -90,17 +86,11 @@ def replaced_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _runs(pid: str) -> bool:
-    """False if it is certain that no process of this machine has this number."""
-    if not pid.isdigit():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+def remove_unfinished(folder: Path) -> None:
+    """Removes what processes that were killed in `replaced_file` have left, in a folder where no other one writes."""
+    for left in folder.glob(".*.*"):
+        if left.suffix[1:].isdigit():
+            left.unlink(missing_ok=True)
 
 
 @contextmanager

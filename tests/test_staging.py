@@ -1,4 +1,3 @@
-import os
 import stat
 import subprocess
 import sys
@@ -7,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.staging import replaced_file, resumable_folder, staged_folder, unfinished_state
+from nnunet_autosam2.staging import remove_unfinished, replaced_file, resumable_folder, staged_folder, unfinished_state
 
 
 def test_the_folder_appears_at_the_end_with_usual_permissions(tmp_path: Path):
@@ -120,13 +119,14 @@ def test_a_file_is_replaced_once_it_is_whole(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_process_has_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path):
-    path = tmp_path / "file"
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    left, written = (tmp_path / f".file.{pid}" for pid in (ended.pid, os.getppid()))
-    left.touch()
-    written.touch()
-    with replaced_file(path) as temporary:
-        temporary.touch()
-    assert sorted(tmp_path.iterdir()) == sorted([path, written])
+def test_what_killed_processes_have_left_can_be_removed(tmp_path: Path):
+    killed = "import sys; from pathlib import Path; from nnunet_autosam2.staging import replaced_file\n"
+    killed += "with replaced_file(Path(sys.argv[1])) as path: path.touch(); import os; os._exit(1)"
+    subprocess.run([sys.executable, "-c", killed, tmp_path / "file"], check=False)
+    (left,) = tmp_path.iterdir()
+    kept = [tmp_path / ".hidden", tmp_path / ".hidden.json", tmp_path / "debug.1"]
+    for path in kept:
+        path.touch()
+    remove_unfinished(tmp_path)
+    assert not left.exists()
+    assert sorted(tmp_path.iterdir()) == sorted(kept)

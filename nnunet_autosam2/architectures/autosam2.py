@@ -168,11 +168,9 @@ class AutoSAM2(nn.Module):
                 self._with_average(masks.presence),
                 1 / (1 + positions.distance[:, None]),
             )
-            inputs = (unet, sam2, reliability, self._blends(), self.config.region_based)
-            fused = torch.where(covered, self.fusion(*inputs), unet)
-            if not self.unet.deep_supervision:
-                return fused, None
-            return fused, Shares(sam2, self.fusion.sam2_weight(*inputs), covered)
+            fused, sam2_weight = self.fusion(unet, sam2, reliability, self._blends(), self.config.region_based)
+            logits = torch.where(covered, fused, unet)
+            return logits, Shares(sam2, sam2_weight, covered) if self.unet.deep_supervision else None
 
     def _with_background(self, logits: Tensor) -> Tensor:
         """[B, R, ...] of the regions → [B, C, ...]: exclusive labels get a background of constant logit 0."""

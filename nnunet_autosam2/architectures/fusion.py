@@ -41,21 +41,29 @@ def blend(unet: Tensor, sam2: Tensor, log_weight: Tensor, log_rest: Tensor, regi
     return torch.logaddexp(log_weight + unet.log_softmax(1), log_rest + sam2.log_softmax(1))
 
 
+class Fused(NamedTuple):
+    """What a fusion says, and who said it."""
+
+    logits: Tensor
+    """[B, C, D, H, W]"""
+    sam2_weight: Tensor
+    """SAM2's share, of the same shape"""
+
+
 class FixedFusion(nn.Module):
     """One weight a class, as in the original AutoSAM2."""
 
     def forward(
         self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
-    ) -> Tensor:
-        """Logits [B, C, D, H, W] twice and the UNet's weight in each of C classes → blended logits."""
+    ) -> Fused:
+        """
+        Args:
+            unet, sam2: logits [B, C, D, H, W].
+            blends: the UNet's weight in each of C classes.
+        """
         weight = _per_class(unet, blends)
-        return blend(unet, sam2, weight.log(), (1 - weight).log(), region_based)
-
-    def sam2_weight(
-        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
-    ) -> Tensor:
-        """SAM2's share in the result, [B, C, D, H, W]; arguments as of `forward`."""
-        return (1 - _per_class(unet, blends)).expand_as(unet)
+        logits = blend(unet, sam2, weight.log(), (1 - weight).log(), region_based)
+        return Fused(logits, (1 - weight).expand_as(unet))
 
 
 class GatedFusion(nn.Module):
@@ -81,20 +89,16 @@ class GatedFusion(nn.Module):
 
     def forward(
         self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
-    ) -> Tensor:
+    ) -> Fused:
         """As FixedFusion; the blends are where the gate starts."""
-        gate = self.gate(unet, sam2, reliability, blends, region_based).detach()
-        blended = blend(unet, sam2, F.logsigmoid(gate), F.logsigmoid(-gate), region_based)
+        gate = self.gate(unet, sam2, reliability, blends, region_based)
+        weight, fixed = torch.sigmoid(-gate), gate.detach()
+        blended = blend(unet, sam2, F.logsigmoid(fixed), F.logsigmoid(-fixed), region_based)
         if self.opening is None:
-            return blended
-        return unet + self._open().detach() * (blended - (unet if region_based else unet.log_softmax(1)))
-
-    def sam2_weight(
-        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
-    ) -> Tensor:
-        """As of FixedFusion."""
-        weight = torch.sigmoid(-self.gate(unet, sam2, reliability, blends, region_based))
-        return weight if self.opening is None else self._open() * weight
+            return Fused(blended, weight)
+        opening = self._open()
+        logits = unet + opening.detach() * (blended - (unet if region_based else unet.log_softmax(1)))
+        return Fused(logits, opening * weight)
 
     def _open(self) -> Tensor:
         assert self.opening is not None

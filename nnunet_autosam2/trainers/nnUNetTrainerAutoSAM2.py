@@ -21,7 +21,7 @@ from nnunet_autosam2.architectures.unet import strides_for
 from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError, TrainingError, exit_on_user_error
-from nnunet_autosam2.staging import replaced_file
+from nnunet_autosam2.staging import remove_unfinished, replaced_file
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
 from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, counts_of_halves
 from nnunet_autosam2.trainers.early_stopping import EarlyStopping
@@ -174,6 +174,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             self._refuse_other_config_of_same_model()
             self._load_initial_weights()
         super().on_train_start()
+        if self.local_rank == 0:
+            remove_unfinished(Path(self.output_folder))
         changed = AutoSAM2Config().differences(self.config)
         self.print_to_log_file("AutoSAM2:", ", ".join(f"{key} = {value}" for key, (_, value) in changed.items()))
 

@@ -41,7 +41,7 @@ def expected_probability(unet, sam2, blends, region_based):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_fixed_is_the_blend_of_the_probabilities(region_based, blends, dtype):
     unet, sam2 = make_logits(dtype)
-    fused = FixedFusion()(unet, sam2, make_reliability(), blends, region_based)
+    fused, _ = FixedFusion()(unet, sam2, make_reliability(), blends, region_based)
     assert fused.dtype == dtype
     torch.testing.assert_close(
         probability(fused.double(), region_based),
@@ -57,7 +57,7 @@ def test_huge_logits_stay_finite_and_so_do_their_gradients(region_based, weight)
     signs = torch.cartesian_prod(*[torch.tensor([-1e4, 0.0, 1e4])] * 4)
     unet, sam2 = signs[:, :2, None, None, None].clone(), signs[:, 2:, None, None, None].clone()
     leaves = [unet.requires_grad_(), sam2.requires_grad_()]
-    fused = FixedFusion()(unet, sam2, make_reliability(), [weight] * 2, region_based)
+    fused, _ = FixedFusion()(unet, sam2, make_reliability(), [weight] * 2, region_based)
     fused.sum().backward()
     assert fused.isfinite().all()
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
@@ -85,7 +85,7 @@ def test_gated_starts_as_the_fixed_blend(region_based, blends):
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_gated_starts_close_to_a_blend_of_nothing_or_everything(region_based, weight):
     arguments = (*make_logits(), make_reliability(), [weight] * C, region_based)
-    gated, fixed = (probability(fusion(*arguments), region_based) for fusion in (GatedFusion(C), FixedFusion()))
+    gated, fixed = (probability(fusion(*arguments).logits, region_based) for fusion in (GatedFusion(C), FixedFusion()))
     torch.testing.assert_close(gated, fixed, rtol=0, atol=2e-3)
 
 
@@ -94,7 +94,7 @@ def test_gated_starts_close_to_a_blend_of_nothing_or_everything(region_based, we
 def test_gate_can_close_on_either_side(region_based, bias, winner):
     fusion, logits = GatedFusion(C), make_logits()
     torch.nn.init.constant_(fusion.bias, bias)
-    fused = fusion(*logits, make_reliability(), [0.5] * C, region_based)
+    fused, _ = fusion(*logits, make_reliability(), [0.5] * C, region_based)
     expected = logits[winner] if region_based else logits[winner].log_softmax(1)
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
 
@@ -105,7 +105,7 @@ def test_a_closed_gate_has_finite_gradients(region_based, bias):
     fusion, logits = GatedFusion(C), make_logits()
     torch.nn.init.constant_(fusion.bias, bias)
     leaves = [value.requires_grad_() for value in logits]
-    fused = fusion(*logits, make_reliability(), [0.5] * C, region_based)
+    fused, _ = fusion(*logits, make_reliability(), [0.5] * C, region_based)
     fused.square().sum().backward()
     assert fused.isfinite().all()
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
@@ -116,10 +116,11 @@ def test_an_opening_neither_subtracts_sam2_nor_exaggerates_it():
     arguments = (*logits, make_reliability(), [0.5] * C, True)
     with torch.no_grad():
         fusion.opening.copy_(torch.tensor([-0.5, 0.5, 1.5]) / PACE)
-    unet, open_wide = logits[0], GatedFusion(C)(*arguments)
+    unet, (open_wide, _) = logits[0], GatedFusion(C)(*arguments)
     expected = torch.stack([unet[:, 0], (unet[:, 1] + open_wide[:, 1]) / 2, open_wide[:, 2]], 1)
-    torch.testing.assert_close(fusion(*arguments), expected)
-    assert ((fusion.sam2_weight(*arguments) >= 0) & (fusion.sam2_weight(*arguments) <= 1)).all()
+    fused, sam2_weight = fusion(*arguments)
+    torch.testing.assert_close(fused, expected)
+    assert ((sam2_weight >= 0) & (sam2_weight <= 1)).all()
 
 
 @pytest.mark.parametrize(("opening", "can"), [(-0.5, "open"), (0.0, "open"), (1.0, "close"), (1.5, "close")])
@@ -127,7 +128,7 @@ def test_an_opening_neither_subtracts_sam2_nor_exaggerates_it():
 def test_an_opening_at_its_bound_can_come_back_and_go_no_further(opening, can, wanted):
     fusion, (unet, sam2) = GatedFusion(1, closed=True), torch.full((2, 1, 1, *SIZE), 2.0)
     torch.nn.init.constant_(fusion.opening, opening / PACE)
-    weight = fusion.sam2_weight(unet, -sam2, Reliability(*[torch.rand(1, 1, SIZE[0])] * 3), [0.5], True)
+    _, weight = fusion(unet, -sam2, Reliability(*[torch.rand(1, 1, SIZE[0])] * 3), [0.5], True)
     (-weight if wanted == "open" else weight).sum().backward()
     assert bool(fusion.opening.grad) == (can == wanted)
 
@@ -136,8 +137,8 @@ def test_gate_is_by_class():
     fusion, (unet, sam2) = GatedFusion(C), make_logits()
     with torch.no_grad():
         fusion.bias[0] = 50
-    fused = fusion(unet, sam2, make_reliability(), [0.5] * C, True)
-    even = FixedFusion()(unet, sam2, make_reliability(), [0.5] * C, True)
+    fused, _ = fusion(unet, sam2, make_reliability(), [0.5] * C, True)
+    even, _ = FixedFusion()(unet, sam2, make_reliability(), [0.5] * C, True)
     torch.testing.assert_close(fused[:, 0], unet[:, 0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fused[:, 1:], even[:, 1:])
 
@@ -155,7 +156,7 @@ def test_gate_can_follow_each_kind_of_reliability(field):
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_every_weight_of_the_gate_learns_from_the_first_step(region_based, scale):
     fusion, (unet, sam2), target = GatedFusion(C), make_logits(), torch.rand(2, C, *SIZE)
-    weight = fusion.sam2_weight(scale * unet, scale * sam2, make_reliability(), [0.5] * C, region_based)
+    _, weight = fusion(scale * unet, scale * sam2, make_reliability(), [0.5] * C, region_based)
     F.mse_loss(weight, target).backward()
     assert all((parameter.grad.isfinite() & (parameter.grad != 0)).all() for parameter in fusion.parameters())
 
@@ -163,7 +164,7 @@ def test_every_weight_of_the_gate_learns_from_the_first_step(region_based, scale
 @pytest.mark.parametrize("closed", [False, True])
 def test_the_fused_logits_teach_the_gate_nothing(closed):
     fusion, (unet, sam2) = GatedFusion(C, closed), make_logits()
-    fused = fusion(unet.requires_grad_(), sam2, make_reliability(), [0.5] * C, True)
+    fused, _ = fusion(unet.requires_grad_(), sam2, make_reliability(), [0.5] * C, True)
     fused.square().sum().backward()
     assert unet.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in fusion.parameters())

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +69,13 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace.environment["AUTOSAM2_SAM2_WEIGHTS"] = str(write_sam2_checkpoint(workspace.root / "sam2_weights.pt"))
     workspace.run("autosam2", "configure", "900", "--name", "tiny", *TINY, "num_epochs=3")
     return workspace
+
+
+@pytest.fixture(scope="session")
+def extended(planned: Workspace) -> Workspace:
+    """`planned`, where nnU-Net finds the trainers of these tests as well."""
+    trainers = Path(__file__).with_name("trainers")
+    return replace(planned, environment={**planned.environment, "nnUNet_extTrainer": str(trainers)})
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,28 +29,21 @@ class Benchmark(NamedTuple):
         selection = ("-c", self.name, "--trainers", *self.trainers, "--folds", *self.folds)
         return "autosam2", "benchmark", "-d", "900", *selection, *OPTIONS, "-o", output
 
-    def output(self, workspace) -> Path:
-        return workspace.root / f"benchmark_{self.name}"
+    def output(self, extended) -> Path:
+        return extended.root / f"benchmark_{self.name}"
 
 
 SHORT = Benchmark("short", TRAINERS[:2], ("0",))
 WHOLE = Benchmark("whole", TRAINERS, ("0", "1"))
 
 
-@pytest.fixture(scope="module")
-def workspace(planned) -> Iterator:
-    planned.environment["nnUNet_extTrainer"] = str(Path(__file__).with_name("trainers"))
-    yield planned
-    del planned.environment["nnUNet_extTrainer"]
-
-
 @pytest.fixture(scope="module", params=[SHORT, pytest.param(WHOLE, marks=pytest.mark.slow)], ids=lambda run: run.name)
-def finished(request, workspace) -> Benchmark:
+def finished(request, extended) -> Benchmark:
     """A benchmark whose processes were all killed during its second training."""
     benchmark: Benchmark = request.param
-    workspace.run("autosam2", "configure", "900", "--base", "tiny", "--name", benchmark.name, "num_epochs=2")
-    output, trainer = benchmark.output(workspace), benchmark.trainers[0]
-    first = workspace.start(*benchmark.command(output))
+    extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", benchmark.name, "num_epochs=2")
+    output, trainer = benchmark.output(extended), benchmark.trainers[0]
+    first = extended.start(*benchmark.command(output))
     second_log = output / "logs" / f"{TRAINERS[1]}__nnUNetPlans__{benchmark.name}__fold_0.txt"
     deadline = time.monotonic() + 300
     while not (second_log.is_file() and "Epoch 1" in second_log.read_text()):
@@ -61,21 +53,21 @@ def finished(request, workspace) -> Benchmark:
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     assert not (output / "benchmark.json").exists()
-    checkpoint = workspace.results(trainer, benchmark.name) / "fold_0" / "checkpoint_final.pth"
+    checkpoint = extended.results(trainer, benchmark.name) / "fold_0" / "checkpoint_final.pth"
     before = checkpoint.stat().st_mtime_ns
-    said = workspace.run(*benchmark.command(output))
+    said = extended.run(*benchmark.command(output))
     assert f"1 of {len(benchmark.trainers) * len(benchmark.folds)} folds are done" in said
     assert checkpoint.stat().st_mtime_ns == before
     assert second_log.read_text().count("Epoch 0") == 1  # it went on from its checkpoint
     return benchmark
 
 
-def read_record(workspace, benchmark: Benchmark) -> dict:
-    return json.loads((benchmark.output(workspace) / "benchmark.json").read_text())
+def read_record(extended, benchmark: Benchmark) -> dict:
+    return json.loads((benchmark.output(extended) / "benchmark.json").read_text())
 
 
-def test_every_fold_is_there_with_its_costs(workspace, finished: Benchmark) -> None:
-    record = read_record(workspace, finished)
+def test_every_fold_is_there_with_its_costs(extended, finished: Benchmark) -> None:
+    record = read_record(extended, finished)
     assert [model["title"] for model in record["models"]] == list(finished.trainers)
     assert [model["slice_fraction"] for model in record["models"]] == [None, 0.0, 0.6][: len(finished.trainers)]
     for model in record["models"]:
@@ -91,14 +83,14 @@ def test_every_fold_is_there_with_its_costs(workspace, finished: Benchmark) -> N
     assert len(sizes) == 2 or sizes[2] > sizes[1] + 30e6  # SAM2 itself
 
 
-def test_scores_are_those_of_nnunets_validation(workspace, finished: Benchmark) -> None:
+def test_scores_are_those_of_nnunets_validation(extended, finished: Benchmark) -> None:
     """Every case of the folds; nnU-Net leaves a Dice out where truth and prediction are empty."""
-    splits = json.loads((workspace.root / "preprocessed" / "Dataset900_Phantom" / "splits_final.json").read_text())
+    splits = json.loads((extended.root / "preprocessed" / "Dataset900_Phantom" / "splits_final.json").read_text())
     labels = {"WT": "(1, 2, 3)", "TC": "(2, 3)", "ET": "3"}
     compared = 0
-    for model in read_record(workspace, finished)["models"]:
+    for model in read_record(extended, finished)["models"]:
         for fold in model["folds"]:
-            folder = workspace.results(model["trainer"], finished.name) / f"fold_{fold['fold']}" / "validation"
+            folder = extended.results(model["trainer"], finished.name) / f"fold_{fold['fold']}" / "validation"
             summary = json.loads((folder / "summary.json").read_text())
             expected = {Path(case["prediction_file"]).name: case["metrics"] for case in summary["metric_per_case"]}
             assert sorted(case["case"] for case in fold["cases"]) == sorted(splits[fold["fold"]]["val"])
@@ -112,8 +104,8 @@ def test_scores_are_those_of_nnunets_validation(workspace, finished: Benchmark) 
     assert compared >= 6
 
 
-def test_tables_statistics_and_report(workspace, finished: Benchmark) -> None:
-    record, output = read_record(workspace, finished), finished.output(workspace)
+def test_tables_statistics_and_report(extended, finished: Benchmark) -> None:
+    record, output = read_record(extended, finished), finished.output(extended)
     pairs = {(comparison["model"], comparison["reference"]) for comparison in record["comparisons"]}
     assert pairs == {(trainer, TRAINERS[0]) for trainer in finished.trainers[1:]}
     for comparison in record["comparisons"]:
@@ -127,17 +119,17 @@ def test_tables_statistics_and_report(workspace, finished: Benchmark) -> None:
         assert trainer in (output / "report" / "index.html").read_text()
 
 
-def test_a_finished_benchmark_does_nothing_again(workspace, finished: Benchmark) -> None:
-    before = {path: path.stat().st_mtime_ns for path in workspace.root.glob("results/**/*.pth")}
-    said = workspace.run(*finished.command(finished.output(workspace)))
+def test_a_finished_benchmark_does_nothing_again(extended, finished: Benchmark) -> None:
+    before = {path: path.stat().st_mtime_ns for path in extended.root.glob("results/**/*.pth")}
+    said = extended.run(*finished.command(finished.output(extended)))
     count = len(finished.trainers) * len(finished.folds)
     assert f"{count} of {count} folds are done" in said
-    assert {path: path.stat().st_mtime_ns for path in workspace.root.glob("results/**/*.pth")} == before
+    assert {path: path.stat().st_mtime_ns for path in extended.root.glob("results/**/*.pth")} == before
 
 
-def test_a_fold_that_fails_is_named_and_loses_nothing_else(workspace, finished: Benchmark, tmp_path: Path) -> None:
+def test_a_fold_that_fails_is_named_and_loses_nothing_else(extended, finished: Benchmark, tmp_path: Path) -> None:
     benchmark = finished._replace(trainers=("nnUNetTrainerFails", TRAINERS[0]), folds=("0",))
-    said = workspace.run(*benchmark.command(tmp_path / "benchmark"), "--executor", "debug", expected=1)
+    said = extended.run(*benchmark.command(tmp_path / "benchmark"), "--executor", "debug", expected=1)
     line = said.strip().splitlines()[-1]
     assert line.startswith(f"nnUNetTrainerFails__nnUNetPlans__{finished.name}__fold_0: nnUNetv2_train has ended with")
     assert "this trainer cannot train" in line
@@ -160,13 +152,13 @@ def test_a_fold_that_fails_is_named_and_loses_nothing_else(workspace, finished: 
         ("--slurm: partition is not KEY=VALUE", {"--slurm": "partition"}),
     ],
 )
-def test_wrong_requests_are_refused_before_anything_is_trained(workspace, tmp_path: Path, message, changes) -> None:
+def test_wrong_requests_are_refused_before_anything_is_trained(extended, tmp_path: Path, message, changes) -> None:
     options = {"-d": "900", "--trainers": "nnUNetTrainer", "-c": "tiny", "--device": "cpu", "--viewer-cases": "0"}
     arguments = []
     for option, values in {**options, **changes}.items():
         arguments += [option, *([values] if isinstance(values, str) else values)]
     expected = 2 if "--slurm" in changes else 1
-    said = workspace.run("autosam2", "benchmark", *arguments, "-o", tmp_path / "benchmark", expected=expected)
+    said = extended.run("autosam2", "benchmark", *arguments, "-o", tmp_path / "benchmark", expected=expected)
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "benchmark").exists()

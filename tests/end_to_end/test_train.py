@@ -88,31 +88,20 @@ def test_killed_and_resumed_run_follows_the_same_schedule(planned) -> None:
     np.testing.assert_allclose(final["logging"]["lrs"], expected, rtol=1e-9)
 
 
-@pytest.fixture
-def with_test_trainers(planned):
-    planned.environment["nnUNet_extTrainer"] = str(Path(__file__).with_name("trainers"))
-    yield planned
-    del planned.environment["nnUNet_extTrainer"]
-
-
-def test_steps_that_are_not_finite_are_left_out(with_test_trainers) -> None:
-    planned = with_test_trainers
-    output = planned.run(*TRAIN, "tiny", "2", "-tr", "nnUNetTrainerAutoSAM2_SometimesNaN", *CPU)
-    folder = planned.results("nnUNetTrainerAutoSAM2_SometimesNaN", "tiny") / "fold_2"
+def test_steps_that_are_not_finite_are_left_out(extended) -> None:
+    output = extended.run(*TRAIN, "tiny", "2", "-tr", "nnUNetTrainerAutoSAM2_SometimesNaN", *CPU)
+    folder = extended.results("nnUNetTrainerAutoSAM2_SometimesNaN", "tiny") / "fold_2"
     final = checkpoint(folder / "checkpoint_final.pth")
     assert "WARNING: 1 of 3 steps were left out" in output
     assert all(tensor.isfinite().all() for tensor in final["network_weights"].values())
     assert np.isfinite(final["logging"]["train_losses"]).all()
 
 
-def test_ten_steps_in_a_row_that_are_not_finite_end_the_training_and_its_checkpoints_stay_good(
-    with_test_trainers,
-) -> None:
-    planned = with_test_trainers
+def test_ten_steps_in_a_row_that_are_not_finite_end_the_training_and_its_checkpoints_stay_good(extended) -> None:
     trainer = "nnUNetTrainerAutoSAM2_NaNFromThirdEpoch"
-    planned.run("autosam2", "configure", "900", "--base", "tiny", "--name", "nan", "num_epochs=20")
-    output = planned.run(*TRAIN, "nan", "2", "-tr", trainer, *CPU, expected=1)
-    folder = planned.results(trainer, "nan") / "fold_2"
+    extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", "nan", "num_epochs=20")
+    output = extended.run(*TRAIN, "nan", "2", "-tr", trainer, *CPU, expected=1)
+    folder = extended.results(trainer, "nan") / "fold_2"
     assert output.strip().splitlines()[-1].startswith("Error: 10 steps in a row")
     assert "Traceback" not in output
     assert not (folder / "checkpoint_final.pth").exists()
