@@ -17,6 +17,7 @@ COMMANDS = {
     "benchmark": "benchmark",
     "report": "report",
     "show": "show",
+    "inspect": "inspect",
     "merge-adapters": "merge_adapters",
 }
 

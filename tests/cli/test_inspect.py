@@ -1,0 +1,86 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from nnunet_autosam2.cli.main import main
+from nnunet_autosam2.config import PLANS_KEY
+
+
+def inspect(*arguments) -> Result:
+    return CliRunner().invoke(main, ["inspect", *map(str, arguments)])
+
+
+def make_checkpoint() -> dict:
+    first = torch.zeros(2, 3)
+    settings = {"patch_size": [8, 16, 16], "batch_size": 2, PLANS_KEY: {"slice_fraction": 0.45}}
+    plans = {"dataset_name": "Dataset900_Phantom", "plans_name": "nnUNetPlans", "configurations": {"tiny": settings}}
+    return {
+        "trainer_name": "nnUNetTrainerAutoSAM2",
+        "init_args": {"plans": plans, "configuration": "tiny", "fold": 3},
+        "network_weights": {"unet.stem.weight": first, "unet.stem.bias": torch.zeros(3), "unet.again.weight": first},
+        "current_epoch": 7,
+        "_best_ema": np.float64(0.25),
+        "logging": {},
+    }
+
+
+def test_what_is_in_it(tmp_path):
+    torch.save(make_checkpoint(), tmp_path / "checkpoint.pth")
+    result = inspect(tmp_path / "checkpoint.pth")
+    assert result.exit_code == 0, result.output
+    facts, table = result.stdout.split("\n\n")
+    lines = {line[:14].strip(): line[14:].strip() for line in facts.splitlines()}
+    assert lines == {
+        "trainer": "nnUNetTrainerAutoSAM2",
+        "data set": "Dataset900_Phantom",
+        "plans": "nnUNetPlans",
+        "configuration": "tiny, fold 3",
+        "patch size": "[8, 16, 16]",
+        "batch size": "2",
+        "AutoSAM2": "slice_fraction = 0.45",
+        "epochs": "7",
+        "best EMA": "0.2500, of the pseudo Dice",
+        "also in it": "logging",
+    }
+    assert [line.split() for line in table.splitlines()] == [
+        ["part", "tensors", "numbers"],
+        ["unet.stem", "2", "9"],  # `again` is the same tensor
+        ["all", "2", "9"],
+    ]
+
+
+def test_every_tensor(tmp_path):
+    torch.save(make_checkpoint(), tmp_path / "checkpoint.pth")
+    table = inspect(tmp_path / "checkpoint.pth", "--tensors").stdout.split("\n\n")[1]
+    assert [line.split() for line in table.splitlines()][1:] == [
+        ["unet.stem.weight", "2×3", "float32"],
+        ["unet.stem.bias", "3", "float32"],
+        ["unet.again.weight", "2×3", "float32"],
+    ]
+
+
+@pytest.mark.parametrize("strange", [None, 7, [1], "text"], ids=str)
+@pytest.mark.parametrize("key", ["init_args", "network_weights", "_best_ema", "trainer_name", "current_epoch"])
+def test_a_file_with_something_else_in_the_place_of_what_is_expected(tmp_path, key, strange):
+    torch.save({**make_checkpoint(), key: strange}, tmp_path / "checkpoint.pth")
+    result = inspect(tmp_path / "checkpoint.pth")
+    assert result.exit_code == 0, result.exception
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.mkdir, ("trace",)
+
+
+def test_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({**make_checkpoint(), "logging": RunsCode()}, "checkpoint.pth")
+    result = inspect("checkpoint.pth")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: checkpoint.pth is refused: found a pickle that could run code")
+    assert not (tmp_path / "trace").exists()
+    torch.load("checkpoint.pth", weights_only=False)  # the trap works
+    assert (tmp_path / "trace").exists()
