@@ -57,6 +57,9 @@ ARMS = {
     "unet_only": Arm("UNet only", "nnUNetTrainerAutoSAM2_UNetOnly_Short"),
     "hybrid_30_fixed": Arm("hybrid 30 %, fixed", "nnUNetTrainerAutoSAM2_Short", ("fusion=fixed",)),
     "hybrid_30_gated": Arm("hybrid 30 %, gated", "nnUNetTrainerAutoSAM2_Short"),
+    "hybrid_30_joint": Arm(
+        "hybrid 30 %, gated, joint training", "nnUNetTrainerAutoSAM2_Short", ("joint_training=true",)
+    ),
     "hybrid_60_fixed": Arm("hybrid 60 %, fixed", "nnUNetTrainerAutoSAM2_Short", ("slice_fraction=0.6", "fusion=fixed")),
     "hybrid_60_gated": Arm("hybrid 60 %, gated", "nnUNetTrainerAutoSAM2_Short", ("slice_fraction=0.6",)),
     "nnunet_then_sam2": Arm("nnU-Net, then SAM2 on it", "nnUNetTrainerAutoSAM2_OnBaseline_Short", starts_from="nnunet"),

@@ -116,6 +116,10 @@ class AutoSAM2Config:
     sam2_loss_weight: float = 1.0
     """Of the loss on SAM2's own masks, on the slices that it has seen."""
 
+    joint_training: bool = False
+    """True: SAM2's masks and the fused output train the UNet too. False: its own outputs alone, so that it becomes what
+    it would become without SAM2. Without the UNet's decoder it is always trained by SAM2's masks too."""
+
     test_run: bool = False
     """True: a handful of cases and two short epochs, to see that everything works."""
     num_epochs: int | None = None
@@ -162,6 +166,10 @@ class AutoSAM2Config:
             "three channel numbers",
         )
         self._require("bce_weight", self.bce_weight + self.dice_weight > 0, "more than 0 when dice_weight is 0")
+        if self.unet_loss_weight == 0 and self.uses_sam2 and self.enable_unet_decoder and not self.joint_training:
+            raise ConfigurationError(
+                "unet_loss_weight = 0 leaves nothing that trains the UNet. Set joint_training = true or another weight."
+            )
         if not self.enable_unet_decoder and not self.uses_sam2:
             raise ConfigurationError(
                 "enable_unet_decoder is false and SAM2 is off (enable_sam2 is false or slice_fraction is 0): "

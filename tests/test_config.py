@@ -96,6 +96,13 @@ def test_loss_needs_a_term():
         AutoSAM2Config(bce_weight=0, dice_weight=0)
 
 
+def test_a_unet_that_nothing_would_train_is_refused():
+    with pytest.raises(ConfigurationError, match="unet_loss_weight = 0 leaves nothing that trains the UNet"):
+        AutoSAM2Config(unet_loss_weight=0)
+    for changes in ({"joint_training": True}, {"enable_sam2": False}, {"enable_unet_decoder": False}):
+        assert AutoSAM2Config(unet_loss_weight=0, **changes).unet_loss_weight == 0
+
+
 def test_unknown_keys_are_errors_and_the_nearest_is_named():
     with pytest.raises(ConfigurationError, match="Did you mean slice_fraction"):
         AutoSAM2Config.from_dict({"slice_fractoin": 0.5})

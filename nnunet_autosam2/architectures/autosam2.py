@@ -98,9 +98,14 @@ class AutoSAM2(nn.Module):
         slices = select_slices(foreground[:, :, : size[0]], num_slices(size[0], self.config.slice_fraction))
         prompted = self._worth_asking(foreground, slices)
         positions = locate(slices, prompted, volume.shape[2])
-        masks, volume_masks = self._ask_sam2(volume, unet, foreground, slices, prompted, positions)
-        logits, shares = self._fuse(unet.logits[0], volume_masks, positions)
+        seen = unet if self._trains_jointly else unet.detach()
+        masks, volume_masks = self._ask_sam2(volume, seen, foreground, slices, prompted, positions)
+        logits, shares = self._fuse(seen.logits[0], volume_masks, positions)
         return self._output(logits, unet.logits, self._sam2_masks(masks, slices, prompted), size, shares)
+
+    @property
+    def _trains_jointly(self) -> bool:
+        return self.config.joint_training or not self.config.enable_unet_decoder
 
     def _foreground(self, logits: Tensor) -> Tensor:
         """Logits [B, C, ...] → probabilities [B, R, ...] of the foreground, detached."""

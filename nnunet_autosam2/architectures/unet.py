@@ -1,5 +1,7 @@
 """The 3D UNet of AutoSAM2."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +26,10 @@ class UNetOutput(NamedTuple):
     """[B, C, D, H, W], then one entry a deep-supervision head, from fine to coarse"""
     middle_features: Tensor
     """[B, F, D / sd, H / 4, W / 4], with sd the stride along the slices"""
+
+    def detach(self) -> UNetOutput:
+        """The same, for whoever must not train the UNet."""
+        return UNetOutput(tuple(logits.detach() for logits in self.logits), self.middle_features.detach())
 
 
 class ResidualUNet3d(nn.Module):

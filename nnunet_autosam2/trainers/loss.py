@@ -199,7 +199,7 @@ class AutoSAM2Loss(nn.Module):
 
 
 def iou_loss(predicted_iou: Tensor, logits: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
-    """Mean absolute error of the predicted IoU, over regions and slices where the region is present.
+    """Mean absolute error of the predicted IoU, over regions and slices where the region is present; mean of samples.
 
     Args:
         predicted_iou: `[B, R, K]`.
@@ -211,20 +211,22 @@ def iou_loss(predicted_iou: Tensor, logits: Tensor, truth: Tensor, counted: Tens
     intersection = (mask * truth).sum((-2, -1))
     union = torch.maximum(mask, truth).sum((-2, -1))
     error = (predicted_iou.float() - intersection / union.clamp_min(1)).abs()
-    return weighted_mean(error, truth.amax((-2, -1)))
+    return weighted_mean(error, truth.amax((-2, -1)), dims=(1, 2)).mean()
 
 
 def object_loss(object_score: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
     """Mean BCE of the logit `[B, R, K]` of "the region has a voxel on this slice"; shapes as above."""
     present = (truth * counted).amax((-2, -1))
     error = F.binary_cross_entropy_with_logits(object_score.float(), present, reduction="none")
-    return weighted_mean(error, counted.amax((-2, -1)))
+    return weighted_mean(error, counted.amax((-2, -1)), dims=(1, 2)).mean()
 
 
 def gate_loss(shares: Shares, unet: Tensor, truth: Tensor, counted: Tensor, region_based: bool) -> Tensor:
     """Brier score of SAM2's weight as the probability that SAM2 is right, over the voxels where UNet and SAM2 disagree.
 
     The segmentation loss would reward a gate for whoever is surer of itself, and no weight matters where both agree.
+    The mean over samples and channels of each one's mean: a patch with little in dispute, as one without a tumour,
+    counts as much as any.
 
     Args:
         unet: logits `[B, C, D, H, W]`; neither they nor SAM2's get a gradient.
@@ -232,12 +234,12 @@ def gate_loss(shares: Shares, unet: Tensor, truth: Tensor, counted: Tensor, regi
     """
     sam2_decides = decisions(shares.sam2, region_based)
     disputed = (sam2_decides != decisions(unet, region_based)) & (counted > 0) & shares.covered
-    error = (shares.sam2_weight - (sam2_decides == truth.bool()).float()).square() * disputed
-    everywhere = (0, *range(2, error.ndim))
-    return (error.sum(everywhere) / disputed.sum(everywhere).clamp(min=1)).mean()
+    error = (shares.sam2_weight - (sam2_decides == truth.bool()).float()).square()
+    return weighted_mean(error, disputed, dims=(2, 3, 4)).mean()
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Σ weights · values / Σ weights, with weights broadcast to values; 0 where all weights are 0."""
-    total = weights.expand_as(values).sum()
-    return (weights * values).sum() / total.clamp_min(torch.finfo(total.dtype).tiny)
+def weighted_mean(values: Tensor, weights: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+    """Σ weights · values / Σ weights, over `dims` or all; weights broadcast to values; 0 where all weights are 0."""
+    dims = range(values.ndim) if dims is None else dims
+    total = weights.expand_as(values).sum(tuple(dims), dtype=values.dtype)
+    return (weights * values).sum(tuple(dims)) / total.clamp_min(torch.finfo(values.dtype).tiny)

@@ -339,6 +339,29 @@ def test_the_masks_train_the_unet_through_the_bridge(make_network):
     assert all(head.weight.grad is None for head in network.unet.decoder.seg_layers.values())
 
 
+def unet_after_training(network: AutoSAM2) -> dict[str, torch.Tensor]:
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        train_step(network, make_volume(2))
+        optimizer.step()
+    return network.unet.state_dict()
+
+
+@pytest.mark.parametrize("fusion", ["fixed", "gated"])
+@REGIONS_AND_LABELS
+def test_the_unet_trains_as_it_would_without_sam2(make_network, fusion, region_based):
+    networks = [
+        make_network(fusion=fusion, region_based=region_based, **changes)
+        for changes in ({"enable_sam2": False}, {}, {"joint_training": True})
+    ]
+    for network in networks:
+        network.unet.load_state_dict(networks[0].unet.state_dict())
+    alone, beside, jointly = (unet_after_training(network) for network in networks)
+    assert all(torch.equal(alone[name], beside[name]) for name in alone)
+    assert not any(torch.equal(alone[name], jointly[name]) for name in alone if name.endswith("conv.weight"))
+
+
 # Reproducible, batched, and sparing
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,22 +35,53 @@ def join(rank: int, folder: str | Path) -> None:
     )
 
 
-def train(rank: int, mode: str) -> AutoSAM2:
-    """Two steps, with other weights and other data in each process."""
-    torch.manual_seed(rank)
+def make(seed: int, mode: str) -> AutoSAM2:
+    torch.manual_seed(seed)
     small = {"sam2_image_size": 64, "sam2_checkpoint": "random", "sam2_chunk_size": 2}
     network = AutoSAM2(3, 1, region_based=True, **small, **MODES[mode])
     network.set_deep_supervision(True)
+    return network
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A sample for each process."""
+    generator = torch.Generator().manual_seed(step)
+    volume = torch.randn(2, 1, 16, 16, 16, generator=generator)
+    return volume, (torch.rand(2, 3, 16, 16, 16, generator=generator) > 0.7).float()
+
+
+def loss_of(network: nn.Module, volume: torch.Tensor, target: torch.Tensor, ddp: bool, batch_dice: bool):
+    loss = AutoSAM2Loss(WeightedBCEDiceLoss(3, region_based=True, batch_dice=batch_dice, ddp=ddp))
+    output = network(volume)
+    return loss(output, [F.interpolate(target, logits.shape[2:]) for logits in output.unet])
+
+
+def train(rank: int, mode: str) -> AutoSAM2:
+    """Ten steps, with other weights at first and other data in each process."""
+    network = make(rank, mode)
     parallel = DistributedDataParallel(network)
     optimizer = torch.optim.AdamW([p for p in parallel.parameters() if p.requires_grad], lr=1e-3)
-    loss = AutoSAM2Loss(WeightedBCEDiceLoss(3, region_based=True, batch_dice=True, ddp=True))
-    for _ in range(2):
-        output = parallel(torch.randn(1, 1, 16, 16, 16))
-        target = (torch.rand(1, 3, 16, 16, 16) > 0.7).float()
+    for step in range(10):
+        volume, target = (values[rank : rank + 1] for values in batch(step))
         optimizer.zero_grad()
-        loss(output, [F.interpolate(target, logits.shape[2:]) for logits in output.unet]).backward()
+        loss_of(parallel, volume, target, ddp=True, batch_dice=True).backward()
         optimizer.step()
     return network
+
+
+def first_step(rank: int, mode: str, batch_dice: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss, as the mean of the two processes, and gradients of what trains."""
+    network = make(0, mode)
+    parallel = DistributedDataParallel(network)
+    loss = loss_of(parallel, *(values[rank : rank + 1] for values in batch(0)), ddp=True, batch_dice=batch_dice)
+    loss.backward()
+    mean = loss.detach()
+    torch.distributed.all_reduce(mean)
+    return mean / 2, gradients(network)
+
+
+def gradients(network: nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])
 
 
 def gather(network: AutoSAM2) -> list[torch.Tensor]:
@@ -60,14 +92,24 @@ def gather(network: AutoSAM2) -> list[torch.Tensor]:
     return both
 
 
+JOINT = [(mode, batch_dice) for mode in ("hybrid", "UNet only", "SAM2 only") for batch_dice in (True, False)]
+
+
 @pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
-def test_two_processes_stay_identical_in_every_mode_and_tuning(tmp_path):
+def test_two_processes_stay_identical_and_compute_what_one_does(tmp_path):
     other = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
     join(0, tmp_path)
     try:
         for mode in MODES:
             network = train(0, mode)
             assert torch.equal(*gather(network)), mode
+        for mode, batch_dice in JOINT:
+            loss, gradient = first_step(0, mode, batch_dice)
+            network = make(0, mode)
+            joint = loss_of(network, *batch(0), ddp=False, batch_dice=batch_dice)
+            joint.backward()
+            torch.testing.assert_close(loss, joint.detach(), rtol=0, atol=1e-5)
+            torch.testing.assert_close(gradient, gradients(network), rtol=1e-3, atol=1e-5)
     finally:
         torch.distributed.destroy_process_group()
         code = other.wait(timeout=120)
@@ -78,4 +120,6 @@ if __name__ == "__main__":
     join(1, sys.argv[1])
     for mode in MODES:
         gather(train(1, mode))
+    for mode, batch_dice in JOINT:
+        first_step(1, mode, batch_dice)
     torch.distributed.destroy_process_group()

@@ -361,7 +361,8 @@ def test_gate_learns_how_often_sam2_is_right_where_the_two_disagree(region_based
     for c in range(C):
         hard = [x[:, c] > 0 if region_based else x.argmax(1) == c for x in (unet, shares.sam2)]
         here = (hard[0] != hard[1]) & (counted[:, 0] > 0) & shares.covered[:, 0]
-        frequency.append(float((hard[1] == truth[:, c].bool())[here].float().mean()))
+        right = hard[1] == truth[:, c].bool()
+        frequency.append(sum(float(right[b][here[b]].float().mean()) for b in range(B)) / B)
     for _ in range(200):
         loss = gate_loss(make_shares(weight)._replace(sam2=shares.sam2), unet, truth, counted, region_based)
         (gradient,) = torch.autograd.grad(loss, weight)
