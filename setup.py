@@ -63,6 +63,7 @@ setup(
         "test": [
             "nnunet-autosam2[evaluation]",
             "pytest>=8,<10",
+            "hypothesis>=6.100,<7",
             "playwright>=1.49,<2",
             "ruff>=0.14,<1",
             "mypy>=1.18,<3",
