@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +14,8 @@ class Hub(ThreadingHTTPServer):
     content = b"weights of SAM2"
     breaks_after: int | None = None
     """Bytes after which the connection breaks, once"""
+    pause = 0.0
+    """Seconds that a download takes"""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -48,6 +51,7 @@ class Answer(BaseHTTPRequestHandler):
         if self.path == self.server.path:
             self.server.starts.append(start)
             end, self.server.breaks_after = self.server.breaks_after, None
+            time.sleep(self.server.pause)
             self.wfile.write(self.server.content[start:end])
 
     def log_message(self, *_) -> None:

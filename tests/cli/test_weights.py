@@ -115,6 +115,17 @@ def test_get_downloads_once(environment, online, hub):
     assert hub.starts == [0]
 
 
+def test_two_processes_that_want_the_same_file_download_it_once(online, hub):
+    hub.pause = 10.0
+    command = [sys.executable, "-c", COMMAND_LINE, "weights", "get"]
+    both = [subprocess.Popen(command, env=online, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    paths = {process.communicate(timeout=120)[0] for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    (path,) = paths
+    assert Path(path.strip()).read_bytes() == hub.content
+    assert hub.starts == [0]
+
+
 def test_get_resumes_where_the_connection_broke_and_shows_the_hubs_progress(online, hub):
     chunk = 10 * 2**20  # what the hub's client writes at once
     hub.content = os.urandom(chunk + 2000)

@@ -56,6 +56,24 @@ def test_killed_at_random_moments_and_while_it_writes(extended, kills: int, num_
         print(f"\n{kills} kills, {killed_while_writing} of them while a checkpoint was written; nothing was lost")
 
 
+def test_a_data_loader_that_dies_ends_the_training(extended) -> None:
+    extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", "no_loader", "num_epochs=1000")
+    folder = extended.results(TRAINER, "no_loader") / "fold_1"
+    process = extended.start("nnUNetv2_train", "900", "no_loader", "1", "-tr", TRAINER, "-device", "cpu")
+    deadline = time.monotonic() + 300
+    while not (folder / "checkpoint_latest.pth").is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "no longer alive" in output
+    assert check_progress(folder, 1) >= 1
+
+
 def check_progress(folder: Path, done: int) -> int:
     """Epochs that are safe by now: every checkpoint can be read, and the one to go on from is not an older one."""
     epochs = {path.stem: read_nnunet_checkpoint(path)["current_epoch"] for path in folder.glob("checkpoint_*.pth")}
