@@ -339,6 +339,27 @@ def test_the_masks_train_the_unet_through_the_bridge(make_network):
     assert all(head.weight.grad is None for head in network.unet.decoder.seg_layers.values())
 
 
+@EVERY_MODE
+@REGIONS_AND_LABELS
+@pytest.mark.parametrize("content", ["zero", "constant", "huge"])
+@pytest.mark.parametrize("foreground", [0, 1])
+def test_training_step_on_odd_patches(make_network, mode, region_based, content, foreground):
+    network = make_network(region_based=region_based, **MODES[mode])
+    volume = {"zero": 0.0, "constant": 7.0, "huge": 1e4}[content] * torch.ones(1, 2, *SIZE)
+    network.set_deep_supervision(True)
+    output = network.train()(volume)
+    targets = [torch.zeros(1, 3 if region_based else 1, *logits.shape[2:]) for logits in output.unet]
+    for target in targets:
+        target[0, 0, 0, 0, :foreground] = 1
+    loss = AutoSAM2Loss(WeightedBCEDiceLoss(3, region_based=region_based))(output, targets)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.requires_grad)
+    network.set_deep_supervision(False)
+    with torch.no_grad():
+        assert network.eval()(volume[:, :, :1]).isfinite().all()
+
+
 def unet_after_training(network: AutoSAM2) -> dict[str, torch.Tensor]:
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 SHAPES = {
     "whole": (28, 34, 30),
     "constant": (26, 33, 32),
@@ -50,7 +50,7 @@ def save(volume: np.ndarray, path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(volume.T, np.eye(4)), path)
 
 
-@pytest.mark.parametrize("channels", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("channels", [1, 8])
 def test_train_and_predict(planned, tmp_path: Path, channels: int) -> None:
     dataset = str(900 + channels)
     folder = planned.root / "raw" / f"Dataset{dataset}_Odd"
