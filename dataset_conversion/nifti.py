@@ -52,6 +52,8 @@ def read_volume(file: Path, dimensions: int = 3) -> tuple[Geometry, np.ndarray]:
         image = cast(nibabel.Nifti1Image, nibabel.load(file))
         if len(image.shape) != dimensions:
             raise DatasetError(f"{file} is not a {dimensions}D image: its shape is {image.shape}.")
+        if min(image.shape) < 1:
+            raise DatasetError(f"{file} has no voxels: its shape is {image.shape}.")
         if image.get_data_dtype().kind not in "iuf":
             raise DatasetError(f"{file} does not hold numbers: its data type is {image.get_data_dtype()}.")
         _measure(file, image)

@@ -46,6 +46,16 @@ def test_four_dimensions_are_refused(tmp_path: Path):
         read_volume(save(tmp_path / "4d.nii.gz", np.zeros((3, 3, 3, 2), np.int16)))
 
 
+@pytest.mark.parametrize("side", [0, -3])
+def test_a_side_without_voxels_is_refused(tmp_path: Path, side: int):
+    file = save(tmp_path / "side.nii", np.zeros((3, 4, 5), np.int16))
+    content = bytearray(file.read_bytes())
+    content[44:46] = side.to_bytes(2, "little", signed=True)
+    file.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"side\.nii (has no voxels: its shape is|cannot be read)"):
+        read_volume(file)
+
+
 def test_stacked_volumes_have_the_grid_of_their_first_three_axes(tmp_path: Path):
     written = np.arange(4 * 5 * 6 * 2, dtype=np.int16).reshape(4, 5, 6, 2)
     geometry, voxels = read_volume(save(tmp_path / "4d.nii.gz", written), dimensions=4)
