@@ -23,19 +23,21 @@ def command(checkpoint: Path, tensors: bool) -> None:
     nnU-Net itself unpickles checkpoints, which may run code that is in them. This command reads the same file and
     refuses it, with exit code 1, if there is anything in it but tensors, numbers, text and containers.
     """
+    from torch import is_tensor
+
     from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
 
     content = read_nnunet_checkpoint(checkpoint)
     for title, value in _facts(content):
         click.echo(f"{title:<14} {value}")
     click.echo()
-    weights = {name: value for name, value in _mapping(content["network_weights"]).items() if hasattr(value, "numel")}
+    weights = {str(name): value for name, value in _mapping(content["network_weights"]).items() if is_tensor(value)}
     _echo_table(_every_tensor(weights) if tensors else _parts(weights))
 
 
 def _facts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     arguments = _mapping(content["init_args"])
-    plans, name = _mapping(arguments.get("plans")), arguments.get("configuration")
+    plans, name = _mapping(arguments.get("plans")), str(arguments.get("configuration"))
     settings = _mapping(_mapping(plans.get("configurations")).get(name))
     yield "trainer", content["trainer_name"]
     yield "data set", plans.get("dataset_name", "unknown")
@@ -51,7 +53,9 @@ def _facts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "epochs", content["current_epoch"]
     if isinstance(content.get("_best_ema"), float):
         yield "best EMA", f"{content['_best_ema']:.4f}, of the pseudo Dice"
-    others = sorted(set(content) - {"trainer_name", "init_args", "network_weights", "current_epoch", "_best_ema"})
+    others = sorted(
+        map(str, content.keys() - {"trainer_name", "init_args", "network_weights", "current_epoch", "_best_ema"})
+    )
     yield "also in it", ", ".join(others) or "nothing"
 
 

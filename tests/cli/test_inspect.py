@@ -70,6 +70,16 @@ def test_a_file_with_something_else_in_the_place_of_what_is_expected(tmp_path, k
     assert result.exit_code == 0, result.exception
 
 
+def test_names_that_are_no_text(tmp_path):
+    strange = {**make_checkpoint(), 3: "three", "network_weights": {7: torch.zeros(2)}}
+    strange["init_args"] = {**strange["init_args"], "configuration": ["a", "list"]}
+    torch.save(strange, tmp_path / "checkpoint.pth")
+    for options in ([], ["--tensors"]):
+        result = inspect(tmp_path / "checkpoint.pth", *options)
+        assert result.exit_code == 0, result.exception
+        assert "also in it     3, logging" in result.stdout
+
+
 class RunsCode:
     def __reduce__(self):
         return os.mkdir, ("trace",)
