@@ -272,11 +272,11 @@ def targets_for(output: AutoSAM2Output, network: AutoSAM2) -> list[torch.Tensor]
     return [F.interpolate(full, logits.shape[2:], mode="nearest") for logits in output.unet]
 
 
-def train_step(network: AutoSAM2, volume: torch.Tensor) -> torch.Tensor:
+def train_step(network: AutoSAM2, volume: torch.Tensor, make_targets=targets_for) -> torch.Tensor:
     network.set_deep_supervision(True)
     output = network.train()(volume)
     loss = AutoSAM2Loss(WeightedBCEDiceLoss(network.num_classes, region_based=network.config.region_based))
-    value = loss(output, targets_for(output, network))
+    value = loss(output, make_targets(output, network))
     value.backward()
     return value
 
@@ -346,14 +346,14 @@ def test_the_masks_train_the_unet_through_the_bridge(make_network):
 def test_training_step_on_odd_patches(make_network, mode, region_based, content, foreground):
     network = make_network(region_based=region_based, **MODES[mode])
     volume = {"zero": 0.0, "constant": 7.0, "huge": 1e4}[content] * torch.ones(1, 2, *SIZE)
-    network.set_deep_supervision(True)
-    output = network.train()(volume)
-    targets = [torch.zeros(1, 3 if region_based else 1, *logits.shape[2:]) for logits in output.unet]
-    for target in targets:
-        target[0, 0, 0, 0, :foreground] = 1
-    loss = AutoSAM2Loss(WeightedBCEDiceLoss(3, region_based=region_based))(output, targets)
-    loss.backward()
-    assert loss.isfinite()
+
+    def make_targets(output: AutoSAM2Output, _network: AutoSAM2) -> list[torch.Tensor]:
+        targets = [torch.zeros(1, 3 if region_based else 1, *logits.shape[2:]) for logits in output.unet]
+        for target in targets:
+            target[0, 0, 0, 0, :foreground] = 1
+        return targets
+
+    assert train_step(network, volume, make_targets).isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.requires_grad)
     network.set_deep_supervision(False)
     with torch.no_grad():
