@@ -104,10 +104,12 @@ def resumable_folder(target: Path, state: Mapping[str, Any]) -> Iterator[tuple[P
         state: what decides on the contents, in values that JSON keeps.
 
     Raises:
-        DatasetError: the disk refuses.
+        DatasetError: the disk refuses, or a link leads elsewhere.
     """
     unfinished = _unfinished(target)
     staged = unfinished / target.name
+    if link := next((path for path in (target, unfinished, staged) if path.is_symlink()), None):
+        raise DatasetError(f"{link} is a link to {os.readlink(link)}, where nothing is written: remove it.")
     try:
         if unfinished_state(target) != state:
             shutil.rmtree(unfinished, ignore_errors=True)

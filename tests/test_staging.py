@@ -1,3 +1,4 @@
+import shutil
 import stat
 import subprocess
 import sys
@@ -96,6 +97,20 @@ def test_a_target_that_appeared_meanwhile_is_left_alone(tmp_path: Path):
     with pytest.raises(DatasetError, match="cannot be written"):
         write()
     assert [path.name for path in target.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("link", ["target", ".target_unfinished", ".target_unfinished/target"])
+def test_links_are_not_followed_to_another_place(tmp_path: Path, link: str):
+    elsewhere, target = tmp_path / "elsewhere", tmp_path / "target"
+    elsewhere.mkdir()
+    interrupt(target, {}, "first")
+    path = tmp_path / link
+    if path.exists():
+        shutil.move(path, tmp_path / "aside")
+    path.symlink_to(elsewhere)
+    with pytest.raises(DatasetError, match=rf"{link} is a link to {elsewhere}"), resumable_folder(target, {}):
+        pass
+    assert not list(elsewhere.iterdir())
 
 
 def write_and(path: Path, then: type[BaseException]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nnunet_autosam2.columns import aligned
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def command(checkpoint: Path, tensors: bool) -> None:
         click.echo(f"{title:<14} {value}")
     click.echo()
     weights = {str(name): value for name, value in _mapping(content["network_weights"]).items() if is_tensor(value)}
-    _echo_table(_every_tensor(weights) if tensors else _parts(weights))
+    click.echo(aligned(_every_tensor(weights) if tensors else _parts(weights), numbers=True))
 
 
 def _facts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -86,11 +87,3 @@ def _parts(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, ...]]:
     yield "part", "tensors", "numbers"
     for name, counts in numbers.items():
         yield name, *(f"{count:,}" for count in counts)
-
-
-def _echo_table(rows: Iterator[tuple[str, ...]]) -> None:
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for first, *rest in table:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
-        click.echo("  ".join(cells))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from nnunet_autosam2 import weights
+from nnunet_autosam2.columns import aligned
 from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config, parse_assignments
 from nnunet_autosam2.errors import WeightsError
 
@@ -26,10 +27,7 @@ def list_models() -> None:
     With file and repository on the model hub, parameters, and where the file is on this machine. Uses no network.
     """
     header = ("model", "file", "repository", "parameters", "where")
-    rows = [header, *(_row(model) for model in SAM2_MODELS)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(aligned([header, *(_row(model) for model in SAM2_MODELS)]))
 
 
 @command.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from nnunet_autosam2.columns import aligned
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores
 from nnunet_autosam2.evaluation.regions import REGIONS
 
@@ -40,10 +41,7 @@ def table(scores: Scores) -> str:
     for metric in METRICS:
         unit = " (mm)" if "HD95" in metric else ""
         rows.append([metric + unit, *(_cell(summary[region][metric], metric, len(scores)) for region in REGIONS)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return aligned(rows)
 
 
 def _cell(statistic: Statistic, metric: str, cases: int) -> str:

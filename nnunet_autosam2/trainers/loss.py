@@ -174,7 +174,9 @@ class AutoSAM2Loss(nn.Module):
         if not self.gated or output.shares is None:
             return loss
         truth, counted = self.segmentation.encode(target[0])
-        return loss + gate_loss(output.shares, output.unet[0], truth, counted, self.segmentation.region_based)
+        return loss + gate_loss(
+            output.shares, output.unet[0], output.logits, truth, counted, self.segmentation.region_based
+        )
 
     def deep_supervision(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Weighted mean over scales; the weights halve with each, as in nnU-Net, and none is 0."""
@@ -221,21 +223,41 @@ def object_loss(object_score: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
     return weighted_mean(error, counted.amax((-2, -1)), dims=(1, 2)).mean()
 
 
-def gate_loss(shares: Shares, unet: Tensor, truth: Tensor, counted: Tensor, region_based: bool) -> Tensor:
+def gate_loss(
+    shares: Shares, unet: Tensor, fused: Tensor, truth: Tensor, counted: Tensor, region_based: bool
+) -> Tensor:
     """Brier score of SAM2's weight as the probability that SAM2 is right, over the voxels where UNet and SAM2 disagree.
 
     The segmentation loss would reward a gate for whoever is surer of itself, and no weight matters where both agree.
-    The mean over samples and channels of each one's mean: a patch with little in dispute, as one without a tumour,
-    counts as much as any.
+    Each voxel counts by what it is worth to Dice (`worth_to_dice`). The mean over samples and channels of each one's
+    mean: a patch with little in dispute, as one without a tumour, counts as much as any.
 
     Args:
-        unet: logits `[B, C, D, H, W]`; neither they nor SAM2's get a gradient.
+        unet, fused: logits `[B, C, D, H, W]`; neither they nor SAM2's get a gradient.
         truth, counted: `[B, C, D, H, W]` and `[B, 1, D, H, W]`.
     """
     sam2_decides = decisions(shares.sam2, region_based)
     disputed = (sam2_decides != decisions(unet, region_based)) & (counted > 0) & shares.covered
     error = (shares.sam2_weight - (sam2_decides == truth.bool()).float()).square()
-    return weighted_mean(error, disputed, dims=(2, 3, 4)).mean()
+    worth = worth_to_dice(decisions(fused, region_based), truth, counted)
+    return weighted_mean(error, disputed * worth, dims=(2, 3, 4)).mean()
+
+
+def worth_to_dice(foreground: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+    """What a voxel that is decided wrongly costs in Dice, up to a factor a sample and channel, in the shape of `truth`.
+
+    With Dice 2I / T, a true voxel that is left out costs (2 - Dice) / T and a false one that is let in Dice / T: a
+    foreground that is likelier than Dice / 2 is worth it. Without any truth all voxels are worth the same.
+
+    Args:
+        foreground: bool, what is decided now, `[B, C, D, H, W]`.
+    """
+    voxels = (2, 3, 4)
+    true = truth * counted
+    total = (foreground * counted).sum(voxels, keepdim=True) + true.sum(voxels, keepdim=True)
+    dice = 2 * (foreground * true).sum(voxels, keepdim=True) / total.clamp_min(1)
+    dice = dice.where(true.amax(voxels, keepdim=True) > 0, 1)
+    return torch.where(truth > 0, 1 - dice / 2, dice / 2)
 
 
 def weighted_mean(values: Tensor, weights: Tensor, dims: Sequence[int] | None = None) -> Tensor:

@@ -211,3 +211,13 @@ class TestRefused:
         assert "tumor_blend: 0.5 there, 0.9 here" in output
         assert "Traceback" not in output
         assert (trained / "plans.json").read_bytes() == trained_plans
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus(planned) -> None:
+    planned.run(*TRAIN, "tiny", "1", "-tr", "nnUNetTrainerAutoSAM2", "-num_gpus", "2")
+    folder = planned.results("nnUNetTrainerAutoSAM2", "tiny") / "fold_1"
+    final = checkpoint(folder / "checkpoint_final.pth")
+    assert final["current_epoch"] == 3
+    assert np.isfinite(final["logging"]["train_losses"]).all()
+    assert (folder / "validation" / "summary.json").is_file()

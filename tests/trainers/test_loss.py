@@ -19,6 +19,7 @@ from nnunet_autosam2.trainers.loss import (
     gate_loss,
     iou_loss,
     object_loss,
+    worth_to_dice,
 )
 
 B, C, SIZE = 2, 3, (4, 6, 5)
@@ -357,28 +358,58 @@ def test_gate_learns_how_often_sam2_is_right_where_the_two_disagree(region_based
     counted = (torch.rand(B, 1, *SIZE) > 0.3).float()
     weight = torch.full((1, C, 1, 1, 1), 0.5, requires_grad=True)
     shares = make_shares(weight)
-    frequency = []
-    for c in range(C):
-        hard = [x[:, c] > 0 if region_based else x.argmax(1) == c for x in (unet, shares.sam2)]
-        here = (hard[0] != hard[1]) & (counted[:, 0] > 0) & shares.covered[:, 0]
-        right = hard[1] == truth[:, c].bool()
-        frequency.append(sum(float(right[b][here[b]].float().mean()) for b in range(B)) / B)
+    fused = unet.detach() + shares.sam2.detach()
+    unet_says, sam2_says, all_say = (
+        x > 0 if region_based else F.one_hot(x.argmax(1), C).movedim(-1, 1).bool() for x in (unet, shares.sam2, fused)
+    )
+    disputed = (unet_says != sam2_says) & (counted > 0) & shares.covered
+    worth = disputed * worth_to_dice(all_say, truth, counted)
+    right = (worth * (sam2_says == truth.bool())).sum((2, 3, 4)) / worth.sum((2, 3, 4))
     for _ in range(200):
-        loss = gate_loss(make_shares(weight)._replace(sam2=shares.sam2), unet, truth, counted, region_based)
+        loss = gate_loss(make_shares(weight)._replace(sam2=shares.sam2), unet, fused, truth, counted, region_based)
         (gradient,) = torch.autograd.grad(loss, weight)
         with torch.no_grad():
             weight -= gradient
-    assert weight.flatten().tolist() == pytest.approx(frequency, abs=1e-3)
-    loss = gate_loss(make_shares(weight)._replace(sam2=shares.sam2), unet, truth, counted, region_based)
+    assert weight.flatten().tolist() == pytest.approx(right.mean(0).tolist(), abs=1e-3)
+    loss = gate_loss(make_shares(weight)._replace(sam2=shares.sam2), unet, fused, truth, counted, region_based)
     loss.backward()
     assert unet.grad is None
     assert shares.sam2.grad is None
 
 
+def test_a_voxel_is_worth_what_dice_loses_by_it():
+    shape = (1, 1, 20, 40, 40)
+    truth, foreground = (torch.rand(2, *shape[1:]) < 0.2).float().split(1)
+    foreground = torch.maximum(foreground, truth * (torch.rand(shape) < 0.7))
+    counted = (torch.rand(shape) < 0.8).float()
+    worth = worth_to_dice(foreground.bool(), truth, counted)
+
+    def dice(decided: torch.Tensor) -> float:
+        return float(2 * (decided * truth * counted).sum() / ((decided + truth) * counted).sum())
+
+    def what_a_wrong_decision_costs(true: float) -> float:
+        voxel = tuple(((truth == true) & (counted > 0)).nonzero()[0])
+        right, wrong = foreground.clone(), foreground.clone()
+        right[voxel], wrong[voxel] = true, 1 - true
+        return (dice(right) - dice(wrong)) / float(worth[voxel])
+
+    assert len(worth.unique()) == 2
+    assert what_a_wrong_decision_costs(1) == pytest.approx(what_a_wrong_decision_costs(0), rel=0.01)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_without_truth_all_voxels_are_worth_the_same(found):
+    foreground = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
+    foreground[..., 0] = found
+    worth = worth_to_dice(foreground, torch.zeros(1, 1, *SIZE), torch.ones(1, 1, *SIZE))
+    assert worth.unique().tolist() == [0.5]
+
+
 def test_gate_has_nothing_to_learn_where_the_two_agree():
     weight = torch.full((1, C, 1, 1, 1), 0.5, requires_grad=True)
     shares = make_shares(weight)
-    loss = gate_loss(shares, shares.sam2.detach() * 3, make_target(True).float(), torch.ones(B, 1, *SIZE), True)
+    same = shares.sam2.detach() * 3
+    loss = gate_loss(shares, same, same, make_target(True).float(), torch.ones(B, 1, *SIZE), True)
     loss.backward()
     assert loss == 0
     assert not weight.grad.any()
@@ -390,7 +421,7 @@ def test_gates_term_counts_if_there_is_a_gate(region_based):
     segmentation = make_loss(region_based)
     shares = make_shares(0.3)
     truth, counted = segmentation.encode(targets[0])
-    term = gate_loss(shares, output.unet[0], truth, counted, region_based)
+    term = gate_loss(shares, output.unet[0], output.logits, truth, counted, region_based)
     assert term > 0
     without, fixed, gated = (
         AutoSAM2Loss(segmentation, gated=gated)(output._replace(shares=given), targets)

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The tests with the lowest versions that setup.py allows, and with the highest on every Python.
+#
+# Usage: tests/versions.sh FOLDER [PYTEST ARGUMENTS]      such as: tests/versions.sh /tmp/versions -m "not slow"
+# FOLDER gets an environment (6 GB) and a log for each; those that are there are used again. ENVIRONMENTS="3.12:highest"
+# tries these alone. An interpreter that is not on this machine is fetched.
+set -uo pipefail
+folder=$(realpath -m "$1")
+shift
+cd "$(dirname "$0")/.."
+make --silent install || exit
+uv=$PWD/.venv/bin/uv
+failed=0
+for environment in ${ENVIRONMENTS:-3.10:lowest-direct 3.10:highest 3.11:highest 3.12:highest 3.13:highest}; do
+    here=$folder/${environment/:/-}
+    mkdir -p "$here"
+    if [[ ! -x $here/venv/bin/pytest ]]; then
+        "$uv" venv --quiet --clear --python "${environment%%:*}" "$here/venv" &&
+            "$uv" pip install --quiet --compile-bytecode --python "$here/venv/bin/python" \
+                --resolution "${environment##*:}" ".[test]" &>"$here/install.log"
+    else
+        "$uv" pip install --quiet --python "$here/venv/bin/python" --no-deps --reinstall-package nnunet-autosam2 .
+    fi
+    PATH=$here/venv/bin:$PATH "$here/venv/bin/pytest" -p no:cacheprovider "$@" &>"$here/tests.log"
+    code=$?
+    ((code == 0)) || failed=1
+    echo "$environment: exit code $code; $(tail -n 1 "$here/tests.log")"
+    "$uv" pip list --python "$here/venv/bin/python" --format freeze >"$here/versions.txt" 2>/dev/null
+done
+exit $failed
