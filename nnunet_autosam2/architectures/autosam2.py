@@ -1,6 +1,7 @@
 """The hybrid network: a 3D UNet, SAM2 on strategic slices, and their fusion."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRE
 from nnunet_autosam2.architectures.propagation import propagate
 from nnunet_autosam2.architectures.reconstruction import SlicePositions, VolumeMasks, locate, reconstruct
 from nnunet_autosam2.architectures.sam2_branch import SAM2Branch, SliceMasks
-from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
+from nnunet_autosam2.architectures.slice_selection import MirroredSelection, num_slices, select_slices
 from nnunet_autosam2.architectures.unet import ResidualUNet3d, Size3d, UNetOutput, resize
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
@@ -80,6 +81,7 @@ class AutoSAM2(nn.Module):
             if self.config.enable_unet_decoder:
                 closed = self.config.backbone_checkpoint is not None
                 self.fusion = GatedFusion(num_classes, closed) if self.config.fusion == "gated" else FixedFusion()
+        self.select_mirrored = MirroredSelection()
         self.sam2_has_weights = False
         self.set_deep_supervision(False)
 
@@ -90,12 +92,18 @@ class AutoSAM2(nn.Module):
             foreground: [B, R, D, H, W], probabilities of the regions (or foreground classes) from elsewhere, to
                 select slices and prompts by in the place of the UNet's.
         """
-        size, volume = volume.shape[2:], self._pad(volume)
+        size, given, volume = volume.shape[2:], volume, self._pad(volume)
         unet = self.unet(volume, self.config.enable_unet_decoder)
         if not self.config.uses_sam2:
             return self._output(unet.logits[0], unet.logits, None, size)
-        foreground = self._foreground(unet.logits[0]) if foreground is None else self._pad(foreground)
-        slices = select_slices(foreground[:, :, : size[0]], num_slices(size[0], self.config.slice_fraction))
+        select = select_slices
+        if foreground is not None:
+            foreground = self._pad(foreground)
+        else:
+            foreground = self._foreground(unet.logits[0])
+            if torch.is_inference_mode_enabled():
+                select = partial(self.select_mirrored, given)
+        slices = select(foreground[:, :, : size[0]], num_slices(size[0], self.config.slice_fraction))
         prompted = self._worth_asking(foreground, slices)
         positions = locate(slices, prompted, volume.shape[2])
         seen = unet if self._trains_jointly else unet.detach()

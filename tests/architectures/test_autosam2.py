@@ -1,13 +1,18 @@
 import copy
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch.nn import functional as F
 
 from nnunet_autosam2 import AutoSAM2
+from nnunet_autosam2.architectures import autosam2
 from nnunet_autosam2.architectures.autosam2 import take_slices
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
@@ -37,14 +42,19 @@ def decided(network: AutoSAM2) -> AutoSAM2:
     return network
 
 
-def seen_by_sam2(network: AutoSAM2, volume: torch.Tensor) -> int:
-    """How many slices the image encoder gets in a prediction."""
-    seen = []
+@contextmanager
+def counted_slices(network: AutoSAM2) -> Iterator[list[int]]:
+    """How many slices the image encoder gets, each time."""
+    seen: list[int] = []
     encoder = network.sam2_branch.sam2.image_encoder
     handle = encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    with torch.no_grad():
-        network(volume)
+    yield seen
     handle.remove()
+
+
+def seen_by_sam2(network: AutoSAM2, volume: torch.Tensor) -> int:
+    with counted_slices(network) as seen, torch.no_grad():
+        network(volume)
     return sum(seen)
 
 
@@ -453,6 +463,49 @@ def test_skipping_one_sample_leaves_the_other_alone(make_network):
         together = network(volume)
         alone = torch.cat([network(volume[i : i + 1]) for i in range(2)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [SIZE, (15, 20, 25)], ids=["even", "padded"])
+def test_nnunets_mirrored_passes_show_sam2_each_slice_once(make_network, monkeypatch, size):
+    network, volume = decided(make_network(slice_fraction=0.5)).eval(), make_volume(size=size)
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.network, predictor.allowed_mirroring_axes = network, (0, 1, 2)
+    with counted_slices(network) as seen, torch.inference_mode():
+        predicted = predictor._internal_maybe_mirror_and_predict(volume)
+    assert sum(seen) == 4 * 8
+
+    own = select_slices(network._foreground(network.unet(network._pad(volume)).logits[0])[:, :, : size[0]], 8)
+    passes = []
+    for axes in (axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)):
+        slices = (size[0] - 1 - own).flip(1) if 2 in axes else own
+        monkeypatch.setattr(autosam2, "select_slices", lambda *_, slices=slices: slices)
+        with torch.no_grad():
+            passes.append(network(volume.flip(axes)).flip(axes))
+    torch.testing.assert_close(predicted, torch.stack(passes).mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_slices_follow_the_foreground_in_all_but_mirror_images(make_network):
+    network, first, second = decided(make_network(slice_fraction=0.5)).eval(), make_volume(), make_volume(batch=2)[1:]
+    with torch.inference_mode():
+        for volume in (first, second, first, second.flip(3), first.flip(2)):
+            by_itself = copy.deepcopy(network)(volume)
+            torch.testing.assert_close(network(volume), by_itself, rtol=1e-4, atol=1e-4)
+        foreground = torch.zeros(1, 2, *SIZE)
+        foreground[:, :, 3] = 1
+        network(first)
+        given = network(first.flip(2), foreground)
+        by_itself = decided(make_network(slice_fraction=0.5)).eval()(first.flip(2), foreground)
+        torch.testing.assert_close(given, by_itself, rtol=1e-4, atol=1e-4)
+
+
+def test_other_weights_are_not_mixed_up_with_what_sam2_has_seen(make_network):
+    """As nnU-Net does with several folds: it loads the next weights into the same network."""
+    network, volume = make_network(sam2_tuning="full").eval(), make_volume()
+    other = make_network(sam2_tuning="full", seed=1).eval()
+    with torch.inference_mode():
+        network(volume)
+        network.load_state_dict(other.state_dict())
+        torch.testing.assert_close(network(volume), other(volume), rtol=0, atol=0)
 
 
 @EVERY_MODE
