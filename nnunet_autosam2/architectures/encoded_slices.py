@@ -77,5 +77,5 @@ def _comparable(slices: Tensor, others: Tensor) -> bool:
 
 def _keys(slices: Tensor) -> Tensor:
     """[N, ...] → [N] integers, equal for equal slices and hardly ever for others."""
-    bits = slices.float().flatten(1).view(torch.int32).long()
-    return (bits * torch.arange(1, 2 * bits.shape[1], 2, device=bits.device)).sum(1)
+    bits = slices.float().flatten(1).view(torch.int32)
+    return (bits * torch.arange(1, 2 * bits.shape[1], 2, dtype=torch.int32, device=bits.device)).sum(1)

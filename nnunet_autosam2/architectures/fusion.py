@@ -12,7 +12,7 @@ from nnunet_autosam2.architectures.log_odds import one_versus_rest
 
 CLOSEST_BLEND = 1e-3
 """A learned gate starts at least this far from 0 and 1, where its gradient would vanish."""
-PACE = 10
+PACE = 40
 """A gate has eight numbers a class and has to follow how good both networks are by now: it learns this much faster."""
 
 
