@@ -34,8 +34,8 @@ def test_mean_and_sd_over_the_cases_in_which_a_metric_is_defined(scores: Scores)
 def test_table(scores: Scores):
     lines = table(scores).splitlines()
     assert lines[0].split() == ["WT", "TC", "ET"]
-    assert lines[1] == "Dice                    0.7000 ± 0.2000   -    0.2500 (n=1)"
-    assert lines[3] == "HD95 (mm)               1.00 ± 0.00       -    0.25 (n=1)"
+    assert lines[1] == "Dice                   0.7000 ± 0.2000  -   0.2500 (n=1)"
+    assert lines[3] == "HD95 (mm)              1.00 ± 0.00      -   0.25 (n=1)"
     assert len(lines) == 1 + len(METRICS)
 
 
