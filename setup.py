@@ -40,7 +40,7 @@ setup(
     package_dir={"nnunet_autosam2.dataset_conversion": "dataset_conversion", OVERLAY: "overlay"},
     install_requires=[
         "nnunetv2>=2.8,<3",
-        "torch>=2.5,<3",
+        "torch>=2.10,<3",
         "sam2>=1.1,<2",
         "dynamic-network-architectures>=0.4.4,<0.5",
         "batchgenerators>=0.25.1,<0.26",
