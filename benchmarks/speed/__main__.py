@@ -121,7 +121,7 @@ def markdown(
     if depths:
         times = {depth: median(seconds) for depth, seconds in depths.items()}
         shown = ", ".join(f"{depth} slices {seconds:.2f} s" for depth, seconds in times.items())
-        yield f"\n### Depth\n\nA forward pass of {hybrid}: {shown}. {linearity(times).capitalize()} in the depth."
+        yield f"\n### Depth\n\nA forward pass of {hybrid}: {shown}; {linearity(times)} in the depth."
     if memory:
         yield f"\n### Peak memory of training\n\n| network | GiB | of {NNUNET} |\n| --- | --- | --- |"
         for name, size in memory.items():
