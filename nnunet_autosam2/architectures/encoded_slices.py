@@ -66,7 +66,8 @@ class EncodedSlices:
         return type(parts[0])(*(torch.cat(values)[order] for values in zip(*parts, strict=True)))
 
     def _remember(self, batch: Batch) -> None:
-        self.batches.append(batch)
+        if len(batch.keys):
+            self.batches.append(batch)
         while sum(len(batch.keys) for batch in self.batches) > self.capacity:
             del self.batches[0]
 

@@ -79,5 +79,6 @@ def test_the_oldest_are_forgotten(encode):
 
 def test_slices_of_another_size_and_none_at_all(encode):
     encoded = EncodedSlices(20)
-    for slices in (make_slices(2), make_slices(2)[..., :3], make_slices(2)[:0], make_slices(2)[..., :3]):
+    none = make_slices(2)[:0]
+    for slices in (none, make_slices(2), none, make_slices(2)[..., :3], make_slices(2)):
         check(encoded(encode, slices, 0), slices)
