@@ -96,13 +96,9 @@ class AutoSAM2(nn.Module):
         unet = self.unet(volume, self.config.enable_unet_decoder)
         if not self.config.uses_sam2:
             return self._output(unet.logits[0], unet.logits, None, size)
-        select = select_slices
-        if foreground is not None:
-            foreground = self._pad(foreground)
-        else:
-            foreground = self._foreground(unet.logits[0])
-            if torch.is_inference_mode_enabled():
-                select = partial(self.select_mirrored, given)
+        mirrored = foreground is None and torch.is_inference_mode_enabled()
+        foreground = self._foreground(unet.logits[0]) if foreground is None else self._pad(foreground)
+        select = partial(self.select_mirrored, given) if mirrored else select_slices
         slices = select(foreground[:, :, : size[0]], num_slices(size[0], self.config.slice_fraction))
         prompted = self._worth_asking(foreground, slices)
         positions = locate(slices, prompted, volume.shape[2])
