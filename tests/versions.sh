@@ -13,18 +13,14 @@ uv=$PWD/.venv/bin/uv
 failed=0
 for environment in ${ENVIRONMENTS:-3.10:lowest-direct 3.10:highest 3.11:highest 3.12:highest 3.13:highest}; do
     here=$folder/${environment/:/-}
-    mkdir -p "$here"
-    if [[ ! -x $here/venv/bin/pytest ]]; then
-        "$uv" venv --quiet --clear --python "${environment%%:*}" "$here/venv" &&
-            "$uv" pip install --quiet --compile-bytecode --python "$here/venv/bin/python" \
-                --resolution "${environment##*:}" ".[test]" &>"$here/install.log"
-    else
-        "$uv" pip install --quiet --python "$here/venv/bin/python" --no-deps --reinstall-package nnunet-autosam2 .
-    fi
-    PATH=$here/venv/bin:$PATH "$here/venv/bin/pytest" -p no:cacheprovider "$@" &>"$here/tests.log"
+    mkdir -p "$here" && rm -f "$here"/*.log
+    { [[ -x $here/venv/bin/python ]] || "$uv" venv --quiet --python "${environment%%:*}" "$here/venv"; } &&
+        "$uv" pip install --quiet --compile-bytecode --python "$here/venv/bin/python" --resolution "${environment##*:}" \
+            --reinstall-package nnunet-autosam2 ".[test]" &>"$here/install.log" &&
+        PATH=$here/venv/bin:$PATH "$here/venv/bin/pytest" -p no:cacheprovider "$@" &>"$here/tests.log"
     code=$?
     ((code == 0)) || failed=1
-    echo "$environment: exit code $code; $(tail -n 1 "$here/tests.log")"
+    echo "$environment: exit code $code; $(tail -qn 1 "$here"/*.log)"
     "$uv" pip list --python "$here/venv/bin/python" --format freeze >"$here/versions.txt" 2>/dev/null
 done
 exit $failed
