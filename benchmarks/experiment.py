@@ -11,6 +11,7 @@ Usage: python -m benchmarks.experiment DATA OUTPUT [--seeds 2] [--device cuda] [
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -25,23 +26,18 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 import numpy as np
-import SimpleITK as sitk
-from scipy import ndimage
 
 from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_seconds
+from nnunet_autosam2.evaluation.brats_metrics import evaluate, require_brats_evaluation
+from nnunet_autosam2.evaluation.challenges import EMPTY_REGIONS
+from nnunet_autosam2.evaluation.pairs import Pair
+from nnunet_autosam2.evaluation.regions import REGIONS
 
 DATASET, NAME = "40", "Dataset040_Experiment"
 PLANS, CONFIGURATION = "nnUNetPlansExperiment", "small"
 TRAINERS = Path(__file__).resolve().parent / "trainers"
 BATCH_SIZE = 2
-REGIONS = {"ET": (3,), "TC": (2, 3), "WT": (1, 2, 3)}
-"""nnU-Net's labels"""
 METRICS = {"Dice": ".3f", "IoU": ".3f", "HD95": ".1f"}
-EMPTY = (
-    "A region that is empty in both truth and prediction is left out of the means (none). If it is empty in one of "
-    "them, Dice and IoU are 0 and HD95 is the diagonal of the image, as in BraTS. HD95 is the larger of the two "
-    "directed 95th percentiles of the distances between surfaces, in mm."
-)
 
 
 class Arm(NamedTuple):
@@ -259,7 +255,7 @@ class Experiment:
 
     def _once(self, name: str, seed: int, *command: object) -> None:
         """Success leaves a stamp, with the seconds that it took."""
-        stamp = self.output / "done" / name
+        stamp = stamp_file(self.output, name)
         if stamp.exists():
             return
         seconds = self._execute(
@@ -299,6 +295,10 @@ def predicted_file(output: Path, run: Run, case: str) -> Path:
     return output / "predicted" / f"{run.arm}_seed_{run.seed}" / f"{case}.nii.gz"
 
 
+def stamp_file(output: Path, name: str) -> Path:
+    return output / "done" / name
+
+
 def left_out_cases(output: Path) -> list[str]:
     """Of each fold."""
     splits = json.loads((output / "preprocessed" / NAME / "splits_final.json").read_text())
@@ -328,47 +328,26 @@ def report(output: Path) -> None:
 
 
 def find_results(output: Path) -> Iterator[Result]:
-    seeds = len(list(output.glob("results_seed_*")))
-    for arm in ARMS:
-        for fold, case in enumerate(left_out_cases(output)):
-            for run in (Run(arm, fold, seed) for seed in range(seeds)):
-                stamp = output / "done" / f"predict_{run}"
-                if not stamp.exists():
-                    continue
-                checkpoint = model_folder(output, run) / f"fold_{fold}" / "checkpoint_final.pth"
-                truth = output / "raw" / NAME / "labelsTr" / f"{case}.nii.gz"
-                scores = score(truth, predicted_file(output, run, case))
-                trained = training_seconds(read_nnunet_checkpoint(checkpoint))
-                yield Result(run, case, scores, trained, float(stamp.read_text()))
-
-
-def score(truth: Path, predicted: Path) -> np.ndarray:
-    """[METRICS, REGIONS]"""
-    image = sitk.ReadImage(str(truth))
-    true, found = (sitk.GetArrayFromImage(labels) for labels in (image, sitk.ReadImage(str(predicted))))
-    spacing = np.array(image.GetSpacing()[::-1])
-    return np.array(
-        [score_region(np.isin(true, region), np.isin(found, region), spacing) for region in REGIONS.values()]
-    ).T
-
-
-def score_region(true: np.ndarray, found: np.ndarray, spacing: np.ndarray) -> tuple[float, float, float]:
-    """Dice, IoU, HD95 [mm]; see EMPTY."""
-    if not true.any() and not found.any():
-        return np.nan, np.nan, np.nan
-    both, either = (true & found).sum(), (true | found).sum()
-    if not true.any() or not found.any():
-        return 0, 0, float(np.linalg.norm(np.array(true.shape) * spacing))
-    return 2 * both / (both + either), both / either, hausdorff_95(true, found, spacing)
-
-
-def hausdorff_95(true: np.ndarray, found: np.ndarray, spacing: np.ndarray) -> float:
-    """In mm"""
-    (box,) = ndimage.find_objects((true | found).astype(np.uint8))
-    surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (true, found)]
-    distances = [ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces]
-    there_and_back = distances[1][surfaces[0]], distances[0][surfaces[1]]
-    return float(max(np.percentile(values, 95) for values in there_and_back))
+    """
+    Raises:
+        AutoSAM2Error: see `evaluate`.
+    """
+    cases, seeds = left_out_cases(output), len(list(output.glob("results_seed_*")))
+    possible = itertools.starmap(Run, itertools.product(ARMS, range(len(cases)), range(seeds)))
+    predicted = {run: cases[run.fold] for run in possible if stamp_file(output, f"predict_{run}").exists()}
+    truths = output / "raw" / NAME / "labelsTr"
+    scores = evaluate(
+        [
+            Pair(str(run), predicted_file(output, run, case), truths / f"{case}.nii.gz")
+            for run, case in predicted.items()
+        ]
+    )
+    for run, case in predicted.items():
+        checkpoint = model_folder(output, run) / f"fold_{run.fold}" / "checkpoint_final.pth"
+        trained = training_seconds(read_nnunet_checkpoint(checkpoint))
+        seconds = float(stamp_file(output, f"predict_{run}").read_text())
+        by_metric = [[scores[str(run)][region][metric] for region in REGIONS] for metric in METRICS]
+        yield Result(run, case, np.array(by_metric, float), trained, seconds)
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -392,7 +371,7 @@ def markdown(settings: dict[str, Any], results: list[Result]) -> Iterator[str]:
         f"device {settings['device']}. "
         "Mean ± standard deviation over left-out cases and seeds."
     )
-    yield EMPTY
+    yield f"Scores by brats-evaluation {require_brats_evaluation()}. HD95 in mm. {EMPTY_REGIONS}"
     by_arm = {name: [result for result in results if result.run.arm == name] for name in ARMS}
     reference = {result.run[1:]: result.scores for result in by_arm[REFERENCE]}
     for index, metric in enumerate(METRICS):
