@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+from nnunet_autosam2.architectures.log_odds import decisions
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 from nnunet_autosam2.loading import Model, Volume
@@ -104,7 +105,8 @@ def _predict(model: Model, data: Tensor, device: torch.device) -> Tensor:
         network.set_mode(enable_sam2=False)
     logits = predictor.predict_sliding_window_return_logits(data)
     network.set_mode(enable_sam2=True)
-    return _regions(torch.as_tensor(logits).cpu(), network.config.region_based)
+    seen = decisions(torch.as_tensor(logits)[None].cpu(), network.config.region_based)[0]
+    return seen[-len(model.regions) :]
 
 
 def _patch_start(foreground: Tensor, patch_size: Sequence[int]) -> list[int]:
@@ -137,19 +139,12 @@ def _masks(output: AutoSAM2Output, num_regions: int, region_based: bool) -> dict
     """[R, K, H, W] booleans on the selected slices. SAM2's are its own answers, before they compete as classes."""
     assert output.sam2 is not None
     slices = output.sam2.slices[0]
-    return {
-        "SAM2": output.sam2.logits[0, -num_regions:] > 0,
-        "UNet": _regions(output.unet[0][0, :, slices], region_based),
-        "fused": _regions(output.logits[0, :, slices], region_based),
+    masks = {
+        "SAM2": output.sam2.logits > 0,
+        "UNet": decisions(output.unet[0][:, :, slices], region_based),
+        "fused": decisions(output.logits[:, :, slices], region_based),
     }
-
-
-def _regions(logits: Tensor, region_based: bool) -> Tensor:
-    """[C, ...] → [R, ...] booleans."""
-    if region_based:
-        return logits > 0
-    label = logits.argmax(0)
-    return torch.stack([label == i for i in range(1, len(logits))])
+    return {title: mask[0, -num_regions:] for title, mask in masks.items()}  # without a background
 
 
 def _dice(masks: Tensor, truth: Tensor) -> Tensor:
