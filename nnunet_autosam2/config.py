@@ -96,6 +96,9 @@ class AutoSAM2Config:
     """What of SAM2 trains: nothing (`frozen`), mask decoder and prompt tokens (`decoder`), these and low-rank adapters
     in the image encoder (`lora`), everything (`full`)."""
     lora_rank: int = 8
+    sam2_mirroring: bool = False
+    """Of nnU-Net's mirrored passes over a patch, False: SAM2 is asked in the first and all share its masks. True: each
+    asks, as always without the UNet's decoder."""
     sam2_precision: str = "auto"
     """Of image encoder and memory. `auto`: bfloat16 where the device has units for it."""
     sam2_chunk_size: int | None = None

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from nnunet_autosam2 import weights
 from nnunet_autosam2.architectures.fusion import FixedFusion, GatedFusion, Reliability
+from nnunet_autosam2.architectures.mirrored_masks import MirroredMasks
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Shares
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
 from nnunet_autosam2.architectures.propagation import propagate
-from nnunet_autosam2.architectures.reconstruction import SlicePositions, VolumeMasks, locate, reconstruct
+from nnunet_autosam2.architectures.reconstruction import VolumeMasks, locate, reconstruct
 from nnunet_autosam2.architectures.sam2_branch import SAM2Branch, SliceMasks
-from nnunet_autosam2.architectures.slice_selection import MirroredSelection, num_slices, select_slices
+from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.architectures.unet import ResidualUNet3d, Size3d, UNetOutput, resize
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
@@ -31,6 +32,7 @@ CHANGEABLE = (
     "num_negative_points",
     "box_prompt",
     "mask_prompt",
+    "sam2_mirroring",
 )
 
 
@@ -81,7 +83,7 @@ class AutoSAM2(nn.Module):
             if self.config.enable_unet_decoder:
                 closed = self.config.backbone_checkpoint is not None
                 self.fusion = GatedFusion(num_classes, closed) if self.config.fusion == "gated" else FixedFusion()
-        self.select_mirrored = MirroredSelection()
+        self.mirrored_masks = MirroredMasks()
         self.sam2_has_weights = False
         self.set_deep_supervision(False)
 
@@ -95,21 +97,30 @@ class AutoSAM2(nn.Module):
         size, given, volume = volume.shape[2:], volume, self._pad(volume)
         unet = self.unet(volume, self.config.enable_unet_decoder)
         if not self.config.uses_sam2:
-            return self._output(unet.logits[0], unet.logits, None, size)
-        mirrored = foreground is None and torch.is_inference_mode_enabled()
-        foreground = self._foreground(unet.logits[0]) if foreground is None else self._pad(foreground)
-        select = partial(self.select_mirrored, given) if mirrored else select_slices
-        slices = select(foreground[:, :, : size[0]], num_slices(size[0], self.config.slice_fraction))
-        prompted = self._worth_asking(foreground, slices)
-        positions = locate(slices, prompted, volume.shape[2])
+            return self._output(cropped(unet.logits[0], size), unet.logits)
         seen = unet if self._trains_jointly else unet.detach()
-        masks, volume_masks = self._ask_sam2(volume, seen, foreground, slices, prompted, positions)
-        logits, shares = self._fuse(seen.logits[0], volume_masks, positions)
-        return self._output(logits, unet.logits, self._sam2_masks(masks, slices, prompted), size, shares)
+        once = foreground is None and self._asks_once
+        foreground = self._foreground(unet.logits[0]) if foreground is None else self._pad(foreground)
+        ask = partial(self._ask_sam2, volume, seen, foreground, size)
+        sam2, masks = self.mirrored_masks(given, self._state, ask) if once else ask()
+        logits, shares = self._fuse(cropped(seen.logits[0], size), masks)
+        return self._output(logits, unet.logits, sam2, shares)
 
     @property
     def _trains_jointly(self) -> bool:
         return self.config.joint_training or not self.config.enable_unet_decoder
+
+    @property
+    def _asks_once(self) -> bool:
+        """About a patch and its mirror images, in predictions; without the UNet's answers all passes would be one."""
+        predicts = torch.is_inference_mode_enabled() and not (self.training or self.unet.deep_supervision)
+        return predicts and self.config.enable_unet_decoder and not self.config.sam2_mirroring
+
+    @property
+    def _state(self) -> tuple[AutoSAM2Config, int]:
+        """Changes with the configuration and the weights, save those that were moved to a device in inference mode."""
+        changes = (weight._version for weight in self.parameters() if not weight.is_inference())
+        return self.config, sum(changes)
 
     def _foreground(self, logits: Tensor) -> Tensor:
         """Logits [B, C, ...] → probabilities [B, R, ...] of the foreground, detached."""
@@ -126,11 +137,16 @@ class AutoSAM2(nn.Module):
         volume: Tensor,
         unet: UNetOutput,
         foreground: Tensor,
-        slices: Tensor,
-        prompted: Tensor,
-        positions: SlicePositions,
-    ) -> tuple[SliceMasks, VolumeMasks]:
-        """Masks [B, R, K, ...] of the selected slices, the UNet's where SAM2 is not asked, and those of all slices."""
+        size: torch.Size,
+    ) -> tuple[SAM2Masks, VolumeMasks]:
+        """Masks of the selected slices, the UNet's where SAM2 is not asked, and those of all slices.
+
+        Args:
+            size: of the volume without its padding.
+        """
+        slices = select_slices(foreground[:, :, : size[0]], num_slices(size[0], self.config.slice_fraction))
+        prompted = self._worth_asking(foreground, slices)
+        positions = locate(slices, prompted, volume.shape[2])
         by_slice = self._unprompted(take_slices(unet.logits[0].detach().float(), slices))
         answers = None
         if bool(prompted.any()):
@@ -148,7 +164,7 @@ class AutoSAM2(nn.Module):
         if answers is not None and self._tracks:
             on_slices = torch.zeros_like(positions.covered).scatter(1, slices, prompted)
             volume_masks = propagate(self._branch(), volume, features, on_slices, answers, positions, volume_masks)
-        return masks, volume_masks
+        return self._sam2_masks(masks, slices, prompted), volume_masks.cropped(size)
 
     @property
     def _tracks(self) -> bool:
@@ -164,10 +180,10 @@ class AutoSAM2(nn.Module):
         labels = torch.full(points.shape[:-1], NOT_A_POINT, dtype=torch.int32, device=logits.device)
         return SliceMasks(regions, scores, torch.zeros_like(scores), points, labels)
 
-    def _fuse(self, unet: Tensor, masks: VolumeMasks, positions: SlicePositions) -> tuple[Tensor, Shares | None]:
+    def _fuse(self, unet: Tensor, masks: VolumeMasks) -> tuple[Tensor, Shares | None]:
         """Where SAM2's masks do not reach, the UNet stands alone."""
         with torch.autocast(unet.device.type, enabled=False):
-            unet, covered = unet.float(), positions.covered[:, None, :, None, None]
+            unet, covered = unet.float(), masks.covered[:, None, :, None, None]
             sam2 = torch.where(covered, self._with_background(masks.logits), unet)
             if not self.config.enable_unet_decoder:
                 return sam2, None
@@ -175,7 +191,7 @@ class AutoSAM2(nn.Module):
             reliability = Reliability(
                 self._with_average(masks.predicted_iou),
                 self._with_average(masks.presence),
-                1 / (1 + positions.distance[:, None]),
+                1 / (1 + masks.distance[:, None]),
             )
             fused, sam2_weight = self.fusion(unet, sam2, reliability, self._blends(), self.config.region_based)
             logits = torch.where(covered, fused, unet)
@@ -206,16 +222,9 @@ class AutoSAM2(nn.Module):
         return F.pad(volume, [pad for size in reversed(missing) for pad in (0, size)])
 
     def _output(
-        self,
-        logits: Tensor,
-        unet: tuple[Tensor, ...],
-        sam2: SAM2Masks | None,
-        size: torch.Size,
-        shares: Shares | None = None,
+        self, logits: Tensor, unet: tuple[Tensor, ...], sam2: SAM2Masks | None = None, shares: Shares | None = None
     ) -> Tensor | AutoSAM2Output:
-        if self.unet.deep_supervision:
-            return AutoSAM2Output(logits, unet, sam2, shares)
-        return logits[..., : size[0], : size[1], : size[2]]
+        return AutoSAM2Output(logits, unet, sam2, shares) if self.unet.deep_supervision else logits
 
     def _sam2_masks(self, masks: SliceMasks, slices: Tensor, prompted: Tensor) -> SAM2Masks:
         return SAM2Masks(
@@ -248,6 +257,7 @@ class AutoSAM2(nn.Module):
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         result = super().load_state_dict(*args, **kwargs)
+        self.mirrored_masks.forget()
         if not any(key.startswith("sam2_branch.sam2.") for key in result.missing_keys):
             self.sam2_has_weights = True
         return result
@@ -284,6 +294,11 @@ class AutoSAM2(nn.Module):
                 "This network was built without the UNet's decoder. Build it with enable_unet_decoder=True."
             )
         self.config = config
+
+
+def cropped(volume: Tensor, size: torch.Size) -> Tensor:
+    """To the first `size` voxels along D, H, W; the same tensor where these are all."""
+    return volume if volume.shape[2:] == size else volume[..., : size[0], : size[1], : size[2]]
 
 
 def take_slices(volume: Tensor, slices: Tensor) -> Tensor:

@@ -56,12 +56,14 @@ def propagate(
         _store(predictions, now, prediction)
         _store(memories, now, branch.remember(seen, prediction))
 
-    result = VolumeMasks(*(values.transpose(1, 2).clone() for values in masks))
+    logits, predicted_iou, presence = (values.transpose(1, 2).clone() for values in masks[:3])
     tracked_masks = _taken(predictions, tracked)
-    result.logits[tracked] = F.interpolate(tracked_masks.logits, volume.shape[3:], mode="bilinear", align_corners=False)
-    result.predicted_iou[tracked] = tracked_masks.predicted_iou
-    result.presence[tracked] = tracked_masks.object_score.sigmoid()
-    return VolumeMasks(*(values.transpose(1, 2) for values in result))
+    logits[tracked] = F.interpolate(tracked_masks.logits, volume.shape[3:], mode="bilinear", align_corners=False)
+    predicted_iou[tracked] = tracked_masks.predicted_iou
+    presence[tracked] = tracked_masks.object_score.sigmoid()
+    return masks._replace(
+        logits=logits.transpose(1, 2), predicted_iou=predicted_iou.transpose(1, 2), presence=presence.transpose(1, 2)
+    )
 
 
 def _marked(positions: Tensor, where: Tensor) -> Tensor:

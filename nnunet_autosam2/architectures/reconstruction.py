@@ -1,5 +1,6 @@
 """From 2D masks back to a volume."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,20 @@ class VolumeMasks(NamedTuple):
     """[B, R, D], 0 to 1"""
     presence: Tensor
     """[B, R, D], probability that the region is on the slice"""
+    covered: Tensor
+    """[B, D], where the masks count, as of SlicePositions"""
+    distance: Tensor
+    """[B, D], slices to the nearest selected one"""
+
+    def cropped(self, size: Sequence[int]) -> "VolumeMasks":
+        """To the first `size` voxels along D, H, W."""
+        scores = (values[..., : size[0]] for values in self[1:])
+        return VolumeMasks(self.logits[..., : size[0], : size[1], : size[2]], *scores)
+
+    def mirrored(self, axes: Sequence[int]) -> "VolumeMasks":
+        """Of the volume that is mirrored along `axes` of [B, C, D, H, W]."""
+        scores = (values.flip(-1) if 2 in axes else values for values in self[1:])
+        return VolumeMasks(self.logits.flip(tuple(axes)), *scores)
 
 
 def locate(slices: Tensor, prompted: Tensor, depth: int) -> SlicePositions:
@@ -64,4 +79,5 @@ def interpolate(values: Tensor, positions: SlicePositions) -> Tensor:
 def reconstruct(masks: SliceMasks, positions: SlicePositions) -> VolumeMasks:
     """Masks [B, R, K, ...] and their scores, interpolated to all slices."""
     values = (masks.logits, masks.predicted_iou, masks.object_score.sigmoid())
-    return VolumeMasks(*(interpolate(value, positions) for value in values))
+    logits, predicted_iou, presence = (interpolate(value, positions) for value in values)
+    return VolumeMasks(logits, predicted_iou, presence, positions.covered, positions.distance)

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.bridge import Bridge
 from nnunet_autosam2.architectures.chunking import Chunked
-from nnunet_autosam2.architectures.encoded_slices import EncodedSlices
 from nnunet_autosam2.architectures.mri_to_rgb import MRIToRGB
 from nnunet_autosam2.architectures.prompts import Prompts, generate_prompts
 from nnunet_autosam2.architectures.sam2_model import (
@@ -23,8 +22,6 @@ from nnunet_autosam2.architectures.sam2_model import (
 from nnunet_autosam2.architectures.tuning import ENCODER_TRAINS, set_tuning
 from nnunet_autosam2.config import AutoSAM2Config
 
-REMEMBERED_CHUNKS = 8
-"""Chunks of slices whose embeddings a prediction keeps: about 0.5 GB"""
 CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 are not told apart in a mask prompt."""
 
@@ -75,7 +72,6 @@ class SAM2Branch(nn.Module):
         self.precision = config.sam2_precision
         self.encoder_chunks = Chunked(config.slices_at_once, "image encoder", recompute=not self.encoder_trains)
         self.decoder_chunks = Chunked(config.slices_at_once, "mask decoder")
-        self.encoded = EncodedSlices(REMEMBERED_CHUNKS * config.slices_at_once)
 
     def forward(self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config) -> Answers:
         """
@@ -96,18 +92,8 @@ class SAM2Branch(nn.Module):
 
     def encode(self, slices: Tensor) -> ImageEmbeddings:
         """[N, C, H, W] → embeddings in float32."""
-        if torch.is_inference_mode_enabled() and (version := self._encoder_version):
-            return self.encoded(partial(self.encoder_chunks, self._encode_chunk), slices, version)
         with torch.set_grad_enabled(self.encoder_trains and torch.is_grad_enabled()):
             return self.encoder_chunks(self._encode_chunk, slices)
-
-    @property
-    def _encoder_version(self) -> tuple[str, int] | None:
-        """Changes with the encoder's weights and precision. None: torch keeps no count of the changes."""
-        parameters = (*self.mri_to_rgb.parameters(), *self.sam2.image_encoder.parameters())
-        if any(parameter.is_inference() for parameter in parameters):
-            return None
-        return self.precision, sum(parameter._version for parameter in parameters)
 
     def _encode_chunk(self, slices: Tensor) -> ImageEmbeddings:
         with self._precision(slices.device):

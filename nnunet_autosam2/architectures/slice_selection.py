@@ -1,6 +1,5 @@
 """Strategic slices: which K of D slices go through SAM2."""
 
-import itertools
 import math
 
 import torch
@@ -36,35 +35,6 @@ def select_slices(probabilities: Tensor, count: int) -> Tensor:
     position = inclusion.cumsum(1) + 0.5
     taken = position.floor() - (position - inclusion).floor()
     return (taken.clamp(0, 1) + 0.5 * inclusion).topk(count, dim=1).indices.sort(dim=1).values
-
-
-class MirroredSelection:
-    """Selects the same slices in a volume and in its mirror images, if they come after it.
-
-    nnU-Net's prediction with mirroring asks for a patch and then for each of its mirror images, in which the UNet sees
-    nearly the same. With the same slices in all of them SAM2's image encoder has half of the work: a patch that is
-    mirrored along the slices holds the same ones.
-    """
-
-    def __init__(self) -> None:
-        self.volume = torch.empty(0)
-        self.slices = torch.empty(0, dtype=torch.long)
-
-    def __call__(self, volume: Tensor, probabilities: Tensor, count: int) -> Tensor:
-        """As `select_slices` for the foreground of `volume` [B, C, D, H, W]."""
-        mirrored = None
-        if volume.shape == self.volume.shape and volume.device == self.volume.device and count == self.slices.shape[1]:
-            mirrored = _mirrored_axes(volume, self.volume)
-        if not mirrored:
-            self.volume, self.slices = volume.clone(), select_slices(probabilities, count)
-            return self.slices
-        return (volume.shape[2] - 1 - self.slices).flip(1) if 2 in mirrored else self.slices
-
-
-def _mirrored_axes(volume: Tensor, other: Tensor) -> tuple[int, ...] | None:
-    """The axes D, H, W (2 to 4) along which `volume` is `other` mirrored; None if it is another one."""
-    candidates = (axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count))
-    return next((axes for axes in candidates if torch.equal(volume, other.flip(axes))), None)
 
 
 def slice_information(probabilities: Tensor) -> Tensor:

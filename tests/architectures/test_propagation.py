@@ -77,7 +77,9 @@ class Case:
     def track(self) -> tuple[Answers, VolumeMasks]:
         slices = self.volume.transpose(1, 2)[self.asked]
         answers = self.branch(slices, torch.zeros(len(slices), 32, 8, 8), self.foreground, AutoSAM2Config())
-        empty = VolumeMasks(torch.zeros(BATCH, REGIONS, DEPTH, 32, 32), *torch.zeros(2, BATCH, REGIONS, DEPTH))
+        scores = torch.zeros(2, BATCH, REGIONS, DEPTH)
+        where = self.positions.covered, self.positions.distance
+        empty = VolumeMasks(torch.zeros(BATCH, REGIONS, DEPTH, 32, 32), *scores, *where)
         features = torch.zeros(BATCH, 32, DEPTH, 8, 8)
         return answers, propagate(self.branch, self.volume, features, self.asked, answers, self.positions, empty)
 
