@@ -106,12 +106,13 @@ class StandIn(AutoSAM2):
         self.masks = masks
         self.processed = torch.zeros(1, 0, dtype=torch.bool)
 
-    def _ask_sam2(
-        self, volume: Any, unet: Any, foreground: Any, slices: Tensor, prompted: Tensor, positions: Any
-    ) -> Any:
-        self.processed = torch.zeros_like(positions.covered).scatter(1, slices, prompted)
+    def _worth_asking(self, foreground: Tensor, slices: Tensor) -> Tensor:
+        prompted = super()._worth_asking(foreground, slices)
+        self.processed = foreground.new_zeros(foreground[:, 0, :, 0, 0].shape, dtype=torch.bool).scatter(
+            1, slices, prompted
+        )
         self.truth_of_asked = take_slices(self._pad(self.truth), slices)[prompted.flatten()]
-        return super()._ask_sam2(volume, unet, foreground, slices, prompted, positions)
+        return prompted
 
     def _branch(self) -> Any:
         return self._answer
