@@ -22,19 +22,18 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, NoReturn
 
 import click
 import numpy as np
 
 from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_seconds
-from nnunet_autosam2.evaluation.brats_metrics import evaluate, require_brats_evaluation
-from nnunet_autosam2.evaluation.challenges import EMPTY_REGIONS
-from nnunet_autosam2.evaluation.pairs import Pair
 from nnunet_autosam2.evaluation.regions import REGIONS
 
 DATASET, NAME = "40", "Dataset040_Experiment"
 PLANS, CONFIGURATION = "nnUNetPlansExperiment", "small"
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 TRAINERS = Path(__file__).resolve().parent / "trainers"
 BATCH_SIZE = 2
 METRICS = {"Dice": ".3f", "IoU": ".3f", "HD95": ".1f"}
@@ -167,7 +166,7 @@ class Experiment:
             ) from error
         self.environment = {
             **os.environ,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            "PATH": PATH,
             "PYTHONUNBUFFERED": "1",
             "nnUNet_raw": str(output / "raw"),
             "nnUNet_preprocessed": str(output / "preprocessed"),
@@ -319,35 +318,41 @@ def report(output: Path) -> None:
     if not path.exists():
         raise click.ClickException(f"{output} has no settings.json: nothing has been trained there.")
     settings = json.loads(path.read_text())
-    results = list(find_results(output))
-    (output / "report.json").write_text(
-        json.dumps({"settings": settings, "runs": list(map(as_json, results))}, indent=4)
-    )
-    for line in markdown(settings, results):
-        click.echo(line)
-
-
-def find_results(output: Path) -> Iterator[Result]:
-    """
-    Raises:
-        AutoSAM2Error: see `evaluate`.
-    """
     cases, seeds = left_out_cases(output), len(list(output.glob("results_seed_*")))
     possible = itertools.starmap(Run, itertools.product(ARMS, range(len(cases)), range(seeds)))
     predicted = {run: cases[run.fold] for run in possible if stamp_file(output, f"predict_{run}").exists()}
-    truths = output / "raw" / NAME / "labelsTr"
-    scores = evaluate(
-        [
-            Pair(str(run), predicted_file(output, run, case), truths / f"{case}.nii.gz")
-            for run, case in predicted.items()
-        ]
+    scores = evaluate(output, predicted)
+    results = [result(output, run, case, scores["cases"][str(run)]) for run, case in predicted.items()]
+    (output / "report.json").write_text(
+        json.dumps({"settings": settings, "runs": list(map(as_json, results))}, indent=4)
     )
-    for run, case in predicted.items():
-        checkpoint = model_folder(output, run) / f"fold_{run.fold}" / "checkpoint_final.pth"
-        trained = training_seconds(read_nnunet_checkpoint(checkpoint))
-        seconds = float(stamp_file(output, f"predict_{run}").read_text())
-        by_metric = [[scores[str(run)][region][metric] for region in REGIONS] for metric in METRICS]
-        yield Result(run, case, np.array(by_metric, float), trained, seconds)
+    metrics = f"Scores by brats-evaluation {scores['brats-evaluation']}, HD95 in mm. {scores['rules'][0]}"
+    for line in markdown(settings, metrics, results):
+        click.echo(line)
+
+
+def evaluate(output: Path, predicted: dict[Run, str]) -> dict[str, Any]:
+    """What `autosam2 evaluate` writes about each run and the case that it has predicted."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        predictions, truths = folder / "predictions", folder / "truths"
+        predictions.mkdir()
+        truths.mkdir()
+        for run, case in predicted.items():
+            (predictions / f"{run}.nii.gz").symlink_to(predicted_file(output, run, case))
+            (truths / f"{run}.nii.gz").symlink_to(output / "raw" / NAME / "labelsTr" / f"{case}.nii.gz")
+        command = ["autosam2", "evaluate", predictions, truths, "-o", folder / "scores"]
+        if subprocess.run(command, env={**os.environ, "PATH": PATH}, stdout=subprocess.DEVNULL).returncode:
+            raise click.ClickException("The predictions could not be scored.")
+        return json.loads((folder / "scores" / "scores.json").read_text())
+
+
+def result(output: Path, run: Run, case: str, scores: dict[str, dict[str, float | None]]) -> Result:
+    checkpoint = model_folder(output, run) / f"fold_{run.fold}" / "checkpoint_final.pth"
+    trained = training_seconds(read_nnunet_checkpoint(checkpoint))
+    seconds = float(stamp_file(output, f"predict_{run}").read_text())
+    by_metric = [[scores[region][metric] for region in REGIONS] for metric in METRICS]
+    return Result(run, case, np.array(by_metric, float), trained, seconds)
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -361,7 +366,7 @@ def as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def markdown(settings: dict[str, Any], results: list[Result]) -> Iterator[str]:
+def markdown(settings: dict[str, Any], metrics: str, results: list[Result]) -> Iterator[str]:
     weights = settings["sam2_checkpoint"]
     patch, spacing = ("×".join(format(side, "g") for side in settings[key]) for key in ("patch_size", "spacing"))
     yield "SAM2's weights are random." if weights == "random" else f"SAM2's weights: {weights}."
@@ -371,7 +376,7 @@ def markdown(settings: dict[str, Any], results: list[Result]) -> Iterator[str]:
         f"device {settings['device']}. "
         "Mean ± standard deviation over left-out cases and seeds."
     )
-    yield f"Scores by brats-evaluation {require_brats_evaluation()}. HD95 in mm. {EMPTY_REGIONS}"
+    yield metrics
     by_arm = {name: [result for result in results if result.run.arm == name] for name in ARMS}
     reference = {result.run[1:]: result.scores for result in by_arm[REFERENCE]}
     for index, metric in enumerate(METRICS):
