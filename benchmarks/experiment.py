@@ -322,7 +322,7 @@ def report(output: Path) -> None:
     possible = itertools.starmap(Run, itertools.product(ARMS, range(len(cases)), range(seeds)))
     predicted = {run: cases[run.fold] for run in possible if stamp_file(output, f"predict_{run}").exists()}
     scores = evaluate(output, predicted)
-    results = [result(output, run, case, scores["cases"][str(run)]) for run, case in predicted.items()]
+    results = [read_result(output, run, case, scores["cases"][str(run)]) for run, case in predicted.items()]
     (output / "report.json").write_text(
         json.dumps({"settings": settings, "runs": list(map(as_json, results))}, indent=4)
     )
@@ -347,7 +347,7 @@ def evaluate(output: Path, predicted: dict[Run, str]) -> dict[str, Any]:
         return json.loads((folder / "scores" / "scores.json").read_text())
 
 
-def result(output: Path, run: Run, case: str, scores: dict[str, dict[str, float | None]]) -> Result:
+def read_result(output: Path, run: Run, case: str, scores: dict[str, dict[str, float | None]]) -> Result:
     checkpoint = model_folder(output, run) / f"fold_{run.fold}" / "checkpoint_final.pth"
     trained = training_seconds(read_nnunet_checkpoint(checkpoint))
     seconds = float(stamp_file(output, f"predict_{run}").read_text())
