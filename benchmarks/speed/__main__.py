@@ -42,6 +42,8 @@ MEMORY = "memory"
 @click.option("--sam2-image-size", default=512, show_default=True, help="Pixels.")
 @click.option("--sam2-precision", default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--compiled", is_flag=True, help="The UNets, as nnU-Net's trainer does it on a GPU.")
+@click.option("--gpu-memory", type=float, help="GiB that the networks may take where peak memory is measured.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--only", multiple=True, metavar="NAME", help="May be repeated. Default: all networks.")
 @click.option("--what", multiple=True, type=click.Choice([FORWARD, STEP, MEMORY]), default=(FORWARD, STEP, MEMORY))
@@ -107,8 +109,8 @@ def markdown(
         for name, each in networks.items():
             middle = median(each.seconds)
             yield (
-                f"| {name} | {middle:.2f} ({min(each.seconds):.2f} to {max(each.seconds):.2f}) "
-                f"| {middle / reference:.2f} | {each.operations / 1e12:.3f} | {each.operations / rate:.2f} |"
+                f"| {name} | {middle:.3g} ({min(each.seconds):.3g} to {max(each.seconds):.3g}) "
+                f"| {middle / reference:.2f} | {each.operations / 1e12:.3f} | {each.operations / rate:.3g} |"
             )
         for backbone in BACKBONES:
             there = {fraction: networks.get(title(backbone, fraction)) for fraction in fractions}
@@ -120,7 +122,7 @@ def markdown(
             yield f"\n{LOOP.capitalize()} takes {gain:.1f} times as long as {hybrid}."
     if depths:
         times = {depth: median(seconds) for depth, seconds in depths.items()}
-        shown = ", ".join(f"{depth} slices {seconds:.2f} s" for depth, seconds in times.items())
+        shown = ", ".join(f"{depth} slices {seconds:.3g} s" for depth, seconds in times.items())
         yield f"\n### Depth\n\nA forward pass of {hybrid}: {shown}; {linearity(times)} in the depth."
     if memory:
         yield f"\n### Peak memory of training\n\n| network | GiB | of {NNUNET} |\n| --- | --- | --- |"

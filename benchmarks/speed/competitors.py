@@ -27,6 +27,8 @@ BACKBONES = {"autosam2": "AutoSAM2", "plans": "on nnU-Net's"}
 class Competitor(Protocol):
     def forward(self, volume: Tensor) -> Any: ...
 
+    def compile(self) -> None: ...
+
 
 class Trained:
     """A network that trains as nnU-Net's trainer does it: mixed precision on a GPU, clipped gradients."""
@@ -56,6 +58,9 @@ class Trained:
         torch.nn.utils.clip_grad_norm_(self.parameters, 12)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def compile(self) -> None:
+        (self.network.unet if isinstance(self.network, AutoSAM2) else self.network).compile()
 
     def _train(self, trains: bool) -> None:
         self.network.train(trains)

@@ -61,11 +61,15 @@ class Measured:
 
 
 def interleaved(bench: Bench, competitors: Mapping[str, Competitor], work: str, rounds: int) -> dict[str, Measured]:
-    """Each competitor once a round; what is counted first serves as a warm-up."""
+    """Each competitor once a round, after a warm-up: the run that is counted, and another one if it is compiled."""
     measured = {
         name: Measured(bench.operations(competitor, work))
         for name, competitor in tqdm(competitors.items(), desc=f"{work}: counting")
     }
+    if bench.setting.compiled:
+        for competitor in tqdm(competitors.values(), desc=f"{work}: compiling"):
+            competitor.compile()
+            bench.run(competitor, work)
     for _ in tqdm(range(rounds), desc=f"{work}: rounds"):
         for name, competitor in competitors.items():
             measured[name].seconds.append(bench.seconds(competitor, work))
@@ -97,6 +101,9 @@ def peak_memory(setting: Setting, make: Callable[[], Competitor], work: str) -> 
 
 def _peak(setting: Setting, make: Callable[[], Competitor], work: str) -> int:
     warnings.simplefilter("ignore")
+    if setting.gpu_memory is not None:
+        whole = torch.cuda.get_device_properties(setting.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(setting.gpu_memory * 2**30 / whole)
     bench, competitor = Bench(setting), make()
     for _ in range(2):
         bench.run(competitor, work)

@@ -51,6 +51,10 @@ class Setting(NamedTuple):
     sam2_image_size: int
     sam2_precision: str
     device: str
+    compiled: bool
+    """As nnU-Net trains on a GPU: its network whole, of ours the UNet"""
+    gpu_memory: float | None
+    """GiB that the peak of memory may reach; None: what the GPU has"""
 
     @property
     def on_gpu(self) -> bool:
