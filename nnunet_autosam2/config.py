@@ -100,7 +100,8 @@ class AutoSAM2Config:
     """Of nnU-Net's mirrored passes over a patch, False: SAM2 is asked in the first and all share its masks. True: each
     asks, as always without the UNet's decoder."""
     sam2_precision: str = "auto"
-    """Of image encoder and memory. `auto`: bfloat16 where the device has units for it."""
+    """Of SAM2. `auto`: bfloat16 where the device has units for it, else float32. In float32 the mask decoder computes
+    as nnU-Net does, in float16 on a GPU."""
     sam2_chunk_size: int | None = None
     """Slices that go through SAM2 at once; halved for good when memory runs out. None: as many as have the pixels of 16
     slices of 512 × 512."""

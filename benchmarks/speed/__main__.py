@@ -42,7 +42,7 @@ MEMORY = "memory"
 @click.option("--sam2-image-size", default=512, show_default=True, help="Pixels.")
 @click.option("--sam2-precision", default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--compiled", is_flag=True, help="The UNets, as nnU-Net's trainer does it on a GPU.")
+@click.option("--compiled", is_flag=True, help="As the trainers do it on a GPU.")
 @click.option("--gpu-memory", type=float, help="GiB that the networks may take where peak memory is measured.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--only", multiple=True, metavar="NAME", help="May be repeated. Default: all networks.")

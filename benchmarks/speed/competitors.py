@@ -60,7 +60,7 @@ class Trained:
         self.scaler.update()
 
     def compile(self) -> None:
-        (self.network.unet if isinstance(self.network, AutoSAM2) else self.network).compile()
+        self.network.compile()
 
     def _train(self, trains: bool) -> None:
         self.network.train(trains)

@@ -52,7 +52,7 @@ class Setting(NamedTuple):
     sam2_precision: str
     device: str
     compiled: bool
-    """As nnU-Net trains on a GPU: its network whole, of ours the UNet"""
+    """As the trainers do it on a GPU"""
     gpu_memory: float | None
     """GiB that the peak of memory may reach; None: what the GPU has"""
 

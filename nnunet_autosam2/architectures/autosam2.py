@@ -243,6 +243,16 @@ class AutoSAM2(nn.Module):
             self.load_sam2_weights()
         return self.sam2_branch
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Its parts in place, with torch.compile: slices and prompts between them differ from patch to patch."""
+        for part in (self.unet, self.sam2_branch):
+            if part is not None:
+                part.compile(*args, **kwargs)
+
+    def halve_chunks(self) -> bool:
+        """For a pass, forwards or backwards, that has run out of memory; False if no smaller ones are possible."""
+        return self.sam2_branch is not None and self.sam2_branch.halve_chunks()
+
     def load_sam2_weights(self) -> None:
         """Fills SAM2 from the checkpoint that the configuration names.
 

@@ -29,6 +29,8 @@ class Chunked:
         self.size = size
         self.name = name
         self.recompute = recompute
+        self.at_once = size
+        """What the last call has had at once"""
 
     def __call__(self, function: Callable[..., tuple], *arguments: Tensor) -> Any:
         """
@@ -36,21 +38,28 @@ class Chunked:
             OutOfMemoryError: when a chunk of one does not fit.
         """
         while True:
+            self.at_once = min(self.size, len(arguments[0]))
             try:
                 return self._run(function, arguments)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                size = min(self.size, len(arguments[0]))
-                if size == 1:
+                if self.at_once == 1:
                     raise OutOfMemoryError(
                         f"Out of memory in SAM2's {self.name} with one slice at once. "
                         "Lower sam2_image_size or slice_fraction, or take a smaller sam2_model."
                     ) from error
-            self.size = size // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            logger.warning("Out of memory: SAM2's %s goes on with %d slices at once.", self.name, self.size)
+            self.halve()
+
+    def halve(self) -> bool:
+        """From what was called at once; False if that was one."""
+        if self.at_once == 1:
+            return False
+        self.size = self.at_once = self.at_once // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning("Out of memory: SAM2's %s goes on with %d slices at once.", self.name, self.size)
+        return True
 
     def _run(self, function: Callable[..., tuple], arguments: tuple[Tensor, ...]) -> Any:
         chunks = list(zip(*(argument.split(self.size) for argument in arguments), strict=True))

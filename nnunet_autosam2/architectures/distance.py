@@ -1,7 +1,5 @@
 """Exact Euclidean distance transform of a batch of masks."""
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,8 +22,15 @@ def squared_distance_to(masks: Tensor, limit: int | None = None) -> Tensor:
     limit = height + width if limit is None else limit
     exists = masks.flatten(1).any(1)[:, None, None]
     along_column = torch.where(masks | ~exists, 0, limit).int()
-    for previous, row in pairwise([*range(height), *reversed(range(height))]):
-        torch.minimum(along_column[:, row], along_column[:, previous] + 1, out=along_column[:, row])
+    shift = 1
+    while shift < min(height, limit):  # after a shift of s, distances up to 2s − 1 are right
+        farther = along_column + shift
+        for own, other in (
+            (along_column[:, shift:], farther[:, :-shift]),
+            (along_column[:, :-shift], farther[:, shift:]),
+        ):
+            torch.minimum(own, other, out=own)
+        shift *= 2
 
     nearest = along_column.square()
     reach = min(int(along_column.max()), width - 1)

@@ -4,8 +4,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from nnunet_autosam2.architectures.distance import squared_distance_to
 
@@ -82,10 +80,11 @@ def spread_points(score: Tensor, count: int, width: float = float("inf")) -> tup
     """
     candidates = score > 0
     area = candidates.flatten(1).sum(1)
-    _, y, x = candidates.nonzero(as_tuple=True)
-    listed = pad_sequence(torch.stack([x, y, score[candidates]], dim=1).split(area.tolist()), batch_first=True)
-    listed = F.pad(listed, (0, 0, 0, 1))  # the last one: none is left
-    pixels, score = listed[..., :2].contiguous(), listed[..., 2].contiguous()
+    mask, y, x = candidates.nonzero(as_tuple=True)
+    place = torch.arange(len(mask), device=mask.device) - (area.cumsum(0) - area)[mask]
+    length = int(area.amax()) + 1  # the last one: none is left
+    pixels = score.new_zeros(len(score), length, 2).index_put((mask, place), torch.stack([x, y], dim=1).to(score.dtype))
+    score = score.new_zeros(len(score), length).index_put((mask, place), score[candidates])
 
     share = area[:, None] / (2 * max(count, 1))
     least = torch.maximum(share, (share / width).square()).clamp(min=1)

@@ -1,8 +1,9 @@
 """The SAM2 half of the network, on a batch of slices."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,19 +91,34 @@ class SAM2Branch(nn.Module):
         )
         return self.decode(embeddings, prompts, dense, probabilities.shape)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """In place, what holds the operations: the rest differs from patch to patch."""
+        self.sam2.image_encoder.compile(*args, **kwargs)
+        self.sam2.sam_mask_decoder.compile(*args, **kwargs)
+
+    def halve_chunks(self) -> bool:
+        """After a pass that has run out of memory; False if it went slice by slice already."""
+        return self.encoder_chunks.halve() | self.decoder_chunks.halve()
+
     def encode(self, slices: Tensor) -> ImageEmbeddings:
-        """[N, C, H, W] → embeddings in float32."""
+        """[N, C, H, W] → embeddings in the precision that they were computed with."""
         with torch.set_grad_enabled(self.encoder_trains and torch.is_grad_enabled()):
             return self.encoder_chunks(self._encode_chunk, slices)
 
     def _encode_chunk(self, slices: Tensor) -> ImageEmbeddings:
         with self._precision(slices.device):
-            embeddings = self.sam2.encode(self.mri_to_rgb(slices))
-        return ImageEmbeddings(*(values.float() for values in embeddings))
+            return self.sam2.encode(self.mri_to_rgb(slices))
 
     def _precision(self, device: torch.device) -> torch.autocast:
-        half = self.precision == "bfloat16" or (self.precision == "auto" and supports_bfloat16(device))
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+        """bfloat16 or float32: float16, in which nnU-Net trains, was not SAM2's."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._uses_bfloat16(device))
+
+    def _decoder_precision(self, device: torch.device) -> AbstractContextManager:
+        """bfloat16, or whatever nnU-Net trains in."""
+        return self._precision(device) if self._uses_bfloat16(device) else nullcontext()
+
+    def _uses_bfloat16(self, device: torch.device) -> bool:
+        return self.precision == "bfloat16" or (self.precision == "auto" and supports_bfloat16(device))
 
     def mask_prompt(self, probabilities: Tensor) -> Tensor:
         """[N, R, H, W] → dense prompts [N, R, 256, S / 16, S / 16]."""
@@ -124,7 +140,8 @@ class SAM2Branch(nn.Module):
     ) -> MaskPrediction:
         regions = labels.shape[1]
         embeddings = ImageEmbeddings(*repeated((image, fine, middle), regions))
-        prediction = self.sam2.decode(embeddings, points.flatten(0, 1), labels.flatten(0, 1), dense.flatten(0, 1))
+        with self._decoder_precision(image.device):
+            prediction = self.sam2.decode(embeddings, points.flatten(0, 1), labels.flatten(0, 1), dense.flatten(0, 1))
         return MaskPrediction(*by_region(prediction, regions))
 
     def to_slices(self, prediction: MaskPrediction, size: torch.Size, points: Tensor, labels: Tensor) -> SliceMasks:

@@ -90,10 +90,12 @@ class SAM2(SAM2Base):
         return self._decode(embeddings._replace(image=image), points, labels, dense)
 
     def _decode(self, embeddings: ImageEmbeddings, points: Tensor, labels: Tensor, dense: Tensor) -> MaskPrediction:
-        sparse, no_mask = self.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
+        with torch.autocast(points.device.type, enabled=False):  # positions need more digits than bfloat16 has
+            sparse, no_mask = self.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
+            positions = self.sam_prompt_encoder.get_dense_pe()
         masks, iou, tokens, object_score = self.sam_mask_decoder(
             image_embeddings=embeddings.image,
-            image_pe=self.sam_prompt_encoder.get_dense_pe(),
+            image_pe=positions,
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=no_mask + dense,
             multimask_output=False,

@@ -120,10 +120,11 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         with self._removing_empty_run():
             super().initialize()
         if super()._do_i_compile():
-            self.autosam2.unet.compile()
+            self.print_to_log_file("Using torch.compile for UNet, image encoder and mask decoder...")
+            self.autosam2.compile()
 
     def _do_i_compile(self) -> bool:
-        """False: only the UNet is compiled. The work for SAM2 differs from patch to patch."""
+        """False: the network as a whole is not compiled."""
         return False
 
     @contextmanager
@@ -210,10 +211,25 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
 
     def train_step(self, batch: dict) -> dict:
         taken_before = self.optimizer.num_taken
-        result = super().train_step(batch)
+        while (result := self._step_within_memory(batch)) is None:
+            if not self.autosam2.halve_chunks():
+                raise TrainingError(
+                    "Out of memory. Lower sam2_image_size or slice_fraction, or the batch or patch size in a "
+                    "configuration of `autosam2 configure`. The checkpoints are good."
+                )
         self.lr_scheduler.step()
         self.left_out_steps.add(self.optimizer.num_taken > taken_before)
         return result
+
+    def _step_within_memory(self, batch: dict) -> dict | None:
+        """None: memory ran out before a parameter was changed. Of several processes one alone cannot try again."""
+        taken_before = self.optimizer.num_taken
+        try:
+            return super().train_step(batch)
+        except torch.OutOfMemoryError:
+            if self.is_ddp or self.optimizer.num_taken > taken_before:
+                raise
+            return None
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         if self.left_out_steps.total:
