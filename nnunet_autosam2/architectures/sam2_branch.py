@@ -11,15 +11,10 @@ from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.bridge import Bridge
 from nnunet_autosam2.architectures.chunking import Chunked
+from nnunet_autosam2.architectures.mask_decoder import MaskPrediction
 from nnunet_autosam2.architectures.mri_to_rgb import MRIToRGB
 from nnunet_autosam2.architectures.prompts import Prompts, generate_prompts
-from nnunet_autosam2.architectures.sam2_model import (
-    SAM2,
-    ImageEmbeddings,
-    MaskPrediction,
-    Memory,
-    supports_bfloat16,
-)
+from nnunet_autosam2.architectures.sam2_model import SAM2, ImageEmbeddings, Memory, supports_bfloat16
 from nnunet_autosam2.architectures.tuning import ENCODER_TRAINS, set_tuning
 from nnunet_autosam2.config import AutoSAM2Config
 
@@ -138,11 +133,10 @@ class SAM2Branch(nn.Module):
     def _decode_chunk(
         self, image: Tensor, fine: Tensor, middle: Tensor, points: Tensor, labels: Tensor, dense: Tensor
     ) -> MaskPrediction:
-        regions = labels.shape[1]
-        embeddings = ImageEmbeddings(*repeated((image, fine, middle), regions))
+        prompts = (values.flatten(0, 1) for values in (points, labels, dense))
         with self._decoder_precision(image.device):
-            prediction = self.sam2.decode(embeddings, points.flatten(0, 1), labels.flatten(0, 1), dense.flatten(0, 1))
-        return MaskPrediction(*by_region(prediction, regions))
+            prediction = self.sam2.decode(ImageEmbeddings(image, fine, middle), *prompts)
+        return MaskPrediction(*by_region(prediction, labels.shape[1]))
 
     def to_slices(self, prediction: MaskPrediction, size: torch.Size, points: Tensor, labels: Tensor) -> SliceMasks:
         """Masks at the resolution of the slices, `size` [N, R, H, W]."""
@@ -156,10 +150,8 @@ class SAM2Branch(nn.Module):
     def _remember_chunk(self, image: Tensor, *prediction: Tensor) -> Memory:
         regions = prediction[0].shape[1]
         with self._precision(image.device):
-            (repeated_image,) = repeated((image,), regions)
-            memory = self.sam2.remember(
-                repeated_image, MaskPrediction(*(values.flatten(0, 1) for values in prediction))
-            )
+            masks = MaskPrediction(*(values.flatten(0, 1) for values in prediction))
+            memory = self.sam2.remember(image.repeat_interleave(regions, dim=0), masks)
         return Memory(*by_region(memory, regions))
 
     def recall(self, embeddings: ImageEmbeddings, dense: Tensor, memories: Memory, length: int) -> MaskPrediction:
@@ -170,18 +162,13 @@ class SAM2Branch(nn.Module):
         self, length: int, image: Tensor, fine: Tensor, middle: Tensor, dense: Tensor, *memories: Tensor
     ) -> MaskPrediction:
         regions = dense.shape[1]
-        embeddings = ImageEmbeddings(*repeated((image, fine, middle), regions))
+        embeddings = ImageEmbeddings(image.repeat_interleave(regions, dim=0), fine, middle)
         each = [
             Memory(*values) for values in zip(*(value.transpose(0, 1).flatten(1, 2) for value in memories), strict=True)
         ]
         with self._precision(image.device):
             prediction = self.sam2.recall(embeddings, dense.flatten(0, 1), each, length)
         return MaskPrediction(*by_region(prediction, regions))
-
-
-def repeated(values: Iterable[Tensor], regions: int) -> Iterator[Tensor]:
-    """[N, ...] → [N · R, ...], every slice once a region."""
-    return (value.repeat_interleave(regions, dim=0) for value in values)
 
 
 def by_region(values: Iterable[Tensor], regions: int) -> Iterator[Tensor]:

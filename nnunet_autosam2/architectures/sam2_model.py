@@ -8,6 +8,7 @@ from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.mask_decoder import BatchedMaskDecoder, MaskPrediction
 from nnunet_autosam2.architectures.windowed_attention import skip_padding
 from nnunet_autosam2.weights import VIDEO_MEMORY
 
@@ -19,17 +20,6 @@ class ImageEmbeddings(NamedTuple):
     """[N, 32, S / 4, S / 4]"""
     middle: Tensor
     """[N, 64, S / 8, S / 8]"""
-
-
-class MaskPrediction(NamedTuple):
-    logits: Tensor
-    """[N, S / 4, S / 4]"""
-    predicted_iou: Tensor
-    """[N], 0 to 1"""
-    object_score: Tensor
-    """[N], logit"""
-    token: Tensor
-    """[N, 256], of the mask, for SAM2's memory"""
 
 
 class Memory(NamedTuple):
@@ -66,6 +56,7 @@ class SAM2(SAM2Base):
             apply_postprocessing=False,
         )
         skip_padding(sam2.image_encoder.trunk)
+        sam2.sam_mask_decoder.__class__ = BatchedMaskDecoder
         if not memory:
             for name in VIDEO_MEMORY & {*sam2._parameters, *sam2._modules}:
                 delattr(sam2, name)
@@ -77,13 +68,13 @@ class SAM2(SAM2Base):
         return ImageEmbeddings(image, fine, middle)
 
     def decode(self, embeddings: ImageEmbeddings, points: Tensor, labels: Tensor, dense: Tensor) -> MaskPrediction:
-        """One mask for each of N prompted images.
+        """One mask for each of M prompts.
 
         Args:
-            embeddings: N images.
-            points: [N, P, 2], (x, y) in pixels of the image of size S; a box is two points.
-            labels: [N, P]: 1 positive, 0 negative, 2 and 3 the corners of a box, -1 not a point.
-            dense: [N, 256, S / 16, S / 16], added to SAM2's own dense prompt.
+            embeddings: of N images, each for M / N prompts that follow one another.
+            points: [M, P, 2], (x, y) in pixels of the image of size S; a box is two points.
+            labels: [M, P]: 1 positive, 0 negative, 2 and 3 the corners of a box, -1 not a point.
+            dense: [M, 256, S / 16, S / 16], added to SAM2's own dense prompt.
         """
         # As SAM2ImagePredictor does: a single image is a video without a memory.
         image = embeddings.image + self.no_mem_embed.view(1, -1, 1, 1)
@@ -93,16 +84,7 @@ class SAM2(SAM2Base):
         with torch.autocast(points.device.type, enabled=False):  # positions need more digits than bfloat16 has
             sparse, no_mask = self.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
             positions = self.sam_prompt_encoder.get_dense_pe()
-        masks, iou, tokens, object_score = self.sam_mask_decoder(
-            image_embeddings=embeddings.image,
-            image_pe=positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=no_mask + dense,
-            multimask_output=False,
-            repeat_image=False,
-            high_res_features=[embeddings.fine, embeddings.middle],
-        )
-        return MaskPrediction(masks[:, 0], iou[:, 0], object_score[:, 0], tokens[:, 0])
+        return self.sam_mask_decoder(*embeddings, positions, sparse, no_mask + dense)
 
     def mask_prompt(self, logits: Tensor) -> Tensor:
         """Mask logits [N, S / 4, S / 4] → [N, 256, S / 16, S / 16], a dense prompt for `decode`.
@@ -127,10 +109,10 @@ class SAM2(SAM2Base):
         return Memory(features, torch.where(present, self.obj_ptr_proj(masks.token), self.no_obj_ptr))
 
     def recall(self, embeddings: ImageEmbeddings, dense: Tensor, memories: list[Memory], length: int) -> MaskPrediction:
-        """Masks of N slices without points, from the memory of others.
+        """Masks of slices without points, from the memory of others.
 
         Args:
-            embeddings, dense: N slices, as for `decode`.
+            embeddings, dense: as for `decode`, with an `image` for each of M prompts.
             memories: of the selected slice where the path to these slices starts, of the one on their other side,
                 and of those on the path in order; these slices are the next.
             length: of the whole volume in slices.

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_autosam2.architectures.sam2_model import SAM2, MaskPrediction
+from nnunet_autosam2.architectures.mask_decoder import MaskPrediction
+from nnunet_autosam2.architectures.sam2_model import SAM2
 from nnunet_autosam2.architectures.tuning import merge_adapters, set_tuning
 
 MODEL = "sam2.1-hiera-tiny"
