@@ -45,7 +45,7 @@ MEMORY = "memory"
 @click.option("--compiled", is_flag=True, help="As the trainers do it on a GPU.")
 @click.option("--gpu-memory", type=float, help="GiB that the networks may take where peak memory is measured.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--only", multiple=True, metavar="NAME", help="May be repeated. Default: all networks.")
+@click.option("--network", "only", multiple=True, metavar="NAME", help="May be repeated. Default: all.")
 @click.option("--what", multiple=True, type=click.Choice([FORWARD, STEP, MEMORY]), default=(FORWARD, STEP, MEMORY))
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("speed"), show_default=True)
 def main(
@@ -62,7 +62,7 @@ def main(
     setting = Setting(**shared)
     makers = dict(competitors(setting, fractions, loop_fraction))
     if unknown := set(only) - set(makers):
-        raise click.ClickException(f"--only {', '.join(unknown)}: unknown. Possible: {'; '.join(makers)}.")
+        raise click.ClickException(f"--network {', '.join(unknown)}: unknown. Possible: {'; '.join(makers)}.")
     makers = {name: make for name, make in makers.items() if not only or name in only}
     output.mkdir(parents=True, exist_ok=True)
 

@@ -15,7 +15,7 @@ from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Sha
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
 from nnunet_autosam2.architectures.propagation import propagate
-from nnunet_autosam2.architectures.reconstruction import VolumeMasks, locate, reconstruct
+from nnunet_autosam2.architectures.reconstruction import VolumeMasks, cropped, locate, reconstruct
 from nnunet_autosam2.architectures.sam2_branch import SAM2Branch, SliceMasks
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.architectures.unet import ResidualUNet3d, Size3d, UNetOutput, resize
@@ -304,11 +304,6 @@ class AutoSAM2(nn.Module):
                 "This network was built without the UNet's decoder. Build it with enable_unet_decoder=True."
             )
         self.config = config
-
-
-def cropped(volume: Tensor, size: torch.Size) -> Tensor:
-    """To the first `size` voxels along D, H, W; the same tensor where these are all."""
-    return volume if volume.shape[2:] == size else volume[..., : size[0], : size[1], : size[2]]
 
 
 def take_slices(volume: Tensor, slices: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class VolumeMasks(NamedTuple):
     def cropped(self, size: Sequence[int]) -> "VolumeMasks":
         """To the first `size` voxels along D, H, W."""
         scores = (values[..., : size[0]] for values in self[1:])
-        return VolumeMasks(self.logits[..., : size[0], : size[1], : size[2]], *scores)
+        return VolumeMasks(cropped(self.logits, size), *scores)
 
     def mirrored(self, axes: Sequence[int]) -> "VolumeMasks":
         """Of the volume that is mirrored along `axes` of [B, C, D, H, W]."""
@@ -81,3 +81,8 @@ def reconstruct(masks: SliceMasks, positions: SlicePositions) -> VolumeMasks:
     values = (masks.logits, masks.predicted_iou, masks.object_score.sigmoid())
     logits, predicted_iou, presence = (interpolate(value, positions) for value in values)
     return VolumeMasks(logits, predicted_iou, presence, positions.covered, positions.distance)
+
+
+def cropped(volume: Tensor, size: Sequence[int]) -> Tensor:
+    """To the first `size` voxels along D, H, W; the same tensor where these are all."""
+    return volume if volume.shape[2:] == tuple(size) else volume[..., : size[0], : size[1], : size[2]]

@@ -101,10 +101,8 @@ def test_compiled(make_network, exact, tuning) -> None:
             few = each(volume, torch.where(foreground[:, :, :, :1, :1] > 0.3, foreground, 0))
         logits.append((output.logits, few))
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3)
-    expected, gradient = (
-        torch.cat([parameter.grad.flatten() for parameter in each.parameters() if parameter.grad is not None])
-        for each in (network, compiled)
-    )
+    pairs = [pair for pair in zip(compiled.parameters(), network.parameters(), strict=True) if pair[1].grad is not None]
+    gradient, expected = (torch.cat([each.grad.flatten() for each in half]) for half in zip(*pairs, strict=True))
     assert (gradient - expected).norm() < 1e-3 * expected.norm()
 
 

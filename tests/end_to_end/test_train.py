@@ -69,6 +69,21 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_the_training_and_its_checkpo
     assert all(tensor.isfinite().all() for tensor in best["network_weights"].values())
 
 
+def test_a_step_that_runs_out_of_memory_is_tried_again_in_smaller_chunks(extended) -> None:
+    trainer = "nnUNetTrainerAutoSAM2_RoomForTwoSlices"
+    extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", "memory", "num_epochs=1")
+    output = extended.run(*TRAIN, "memory", "2", "-tr", trainer, *CPU)
+    assert output.count("Out of memory: SAM2's mask decoder goes on with 2 slices at once.") == 1
+    assert "left out" not in output
+    assert (extended.results(trainer, "memory") / "fold_2" / "checkpoint_final.pth").is_file()
+
+
+def test_no_memory_for_a_single_slice_is_told_in_one_line(extended) -> None:
+    output = extended.run(*TRAIN, "tiny", "2", "-tr", "nnUNetTrainerAutoSAM2_NoRoom", *CPU, expected=1)
+    assert output.strip().splitlines()[-1].startswith("Error: Out of memory. Lower sam2_image_size")
+    assert "Traceback" not in output
+
+
 def test_a_full_disk_and_a_damaged_checkpoint_are_told_and_cost_nothing(planned) -> None:
     """The size of a file is limited in the place of the disk's."""
     planned.run("autosam2", "configure", "900", "--base", "tiny", "--name", "full", "num_epochs=2", "enable_sam2=false")
