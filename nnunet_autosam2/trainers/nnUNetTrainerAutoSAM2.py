@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -20,7 +21,7 @@ from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.unet import strides_for
 from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
-from nnunet_autosam2.errors import ConfigurationError, TrainingError, exit_on_user_error
+from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, TrainingError, exit_on_user_error
 from nnunet_autosam2.staging import remove_unfinished, replaced_file
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
 from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, counts_of_halves
@@ -275,7 +276,17 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
 
     def run_training(self) -> None:
         with exit_on_user_error():
-            self._run_until_patience_is_exhausted()
+            try:
+                self._run_until_patience_is_exhausted()
+            except AutoSAM2Error:
+                self._end_data_loaders()
+                raise
+
+    def _end_data_loaders(self) -> None:
+        """Left alone, they would end after the main process has closed its queues, with a traceback of their own."""
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()
 
     def _run_until_patience_is_exhausted(self) -> None:
         try:
