@@ -55,7 +55,7 @@ setup(
         "numpy>=1.26,<3",
         "pydantic>=2.6,<3",
         "scipy>=1.15,<2",
-        "submitit>=1.5,<2",
+        "submitit>=1.5.4,<2",
         "tqdm>=4.66,<5",
     ],
     extras_require={

@@ -36,10 +36,13 @@ class Workspace:
         return {**inherited, **folders, **limits, "PATH": path, "HF_HOME": str(self.root / "hub"), **self.environment}
 
     def start(self, *command: str | Path) -> subprocess.Popen:
+        variables = self.variables
+        if command[0] == "nnUNetv2_train" and "nnUNet_n_proc_DA" not in self.environment:
+            variables["nnUNet_n_proc_DA"] = "0"  # it starts earlier without processes that load its data
         return subprocess.Popen(
             [str(part) for part in command],
             cwd=self.root,
-            env=self.variables,
+            env=variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,24 @@ LONGEST = 25.0
 """Seconds from a start to the latest kill: importing, loading, and some epochs"""
 
 
+@pytest.fixture(scope="module")
+def loading(extended):
+    """`extended`, with a process that loads data, as trainings have it."""
+    return replace(extended, environment={**extended.environment, "nnUNet_n_proc_DA": "1"})
+
+
 @pytest.mark.parametrize(
     ("kills", "num_epochs"), [(3, 6), pytest.param(30, 100, marks=pytest.mark.slow)], ids=["short", "long"]
 )
-def test_killed_at_random_moments_and_while_it_writes(extended, kills: int, num_epochs: int, capsys) -> None:
+def test_killed_at_random_moments_and_while_it_writes(loading, kills: int, num_epochs: int, capsys) -> None:
     moments, name = random.Random(kills), f"killed_{kills}"
-    extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", name, f"num_epochs={num_epochs}",
+    loading.run("autosam2", "configure", "900", "--base", "tiny", "--name", name, f"num_epochs={num_epochs}",
                  f"early_stopping_patience={num_epochs}")  # fmt: skip
     command = ("nnUNetv2_train", "900", name, "1", "-tr", TRAINER, "-device", "cpu", "--c")
-    folder = extended.results(TRAINER, name) / "fold_1"
+    folder = loading.results(TRAINER, name) / "fold_1"
     killed_while_writing, done = 0, 0
     for kill in range(kills):
-        process = extended.start(*command)
+        process = loading.start(*command)
         if kill % 2:
             wait_for_write(process, folder, LONGEST * 5)
             time.sleep(moments.uniform(0, 0.02))
@@ -45,7 +52,7 @@ def test_killed_at_random_moments_and_while_it_writes(extended, kills: int, num_
         killed_while_writing += bool(unfinished(folder))
         done = check_progress(folder, done)
 
-    extended.run(*command)
+    loading.run(*command)
     final = read_nnunet_checkpoint(folder / "checkpoint_final.pth")
     assert final["current_epoch"] == num_epochs
     assert all(len(final["logging"][key]) == num_epochs for key in ("lrs", "train_losses", "ema_fg_dice"))
@@ -56,10 +63,10 @@ def test_killed_at_random_moments_and_while_it_writes(extended, kills: int, num_
         print(f"\n{kills} kills, {killed_while_writing} of them while a checkpoint was written; nothing was lost")
 
 
-def test_a_data_loader_that_dies_ends_the_training(extended) -> None:
-    extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", "no_loader", "num_epochs=1000")
-    folder = extended.results(TRAINER, "no_loader") / "fold_1"
-    process = extended.start("nnUNetv2_train", "900", "no_loader", "1", "-tr", TRAINER, "-device", "cpu")
+def test_a_data_loader_that_dies_ends_the_training(loading) -> None:
+    loading.run("autosam2", "configure", "900", "--base", "tiny", "--name", "no_loader", "num_epochs=1000")
+    folder = loading.results(TRAINER, "no_loader") / "fold_1"
+    process = loading.start("nnUNetv2_train", "900", "no_loader", "1", "-tr", TRAINER, "-device", "cpu")
     deadline = time.monotonic() + 300
     while not (folder / "checkpoint_latest.pth").is_file():
         assert process.poll() is None, process.communicate()[0]

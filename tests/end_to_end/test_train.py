@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,8 @@ def test_a_step_that_runs_out_of_memory_is_tried_again_in_smaller_chunks(extende
 
 
 def test_no_memory_for_a_single_slice_is_told_in_one_line(extended) -> None:
-    output = extended.run(*TRAIN, "tiny", "2", "-tr", "nnUNetTrainerAutoSAM2_NoRoom", *CPU, expected=1)
+    loading = replace(extended, environment={**extended.environment, "nnUNet_n_proc_DA": "1"})
+    output = loading.run(*TRAIN, "tiny", "2", "-tr", "nnUNetTrainerAutoSAM2_NoRoom", *CPU, expected=1)
     assert output.strip().splitlines()[-1].startswith("Error: Out of memory. Lower sam2_image_size")
     assert "Traceback" not in output
 
