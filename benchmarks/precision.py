@@ -1,4 +1,4 @@
-"""What bfloat16 in SAM2's encoder changes in the predictions of a trained model: Dice of each region, by nnU-Net.
+"""What bfloat16 in SAM2 changes in the predictions of a trained model: Dice of each region, by nnU-Net.
 
 Usage: python -m benchmarks.precision MODEL_FOLDER DATASET_FOLDER [--fold 0] [--device cuda]
 DATASET_FOLDER, one of nnUNet_raw, has images and labels in imagesTr and labelsTr.
