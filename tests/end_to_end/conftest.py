@@ -82,6 +82,12 @@ def extended(planned: Workspace) -> Workspace:
 
 
 @pytest.fixture(scope="session")
+def loading(extended: Workspace) -> Workspace:
+    """`extended`, where a process of its own loads the data of a training, as for a user."""
+    return replace(extended, environment={**extended.environment, "nnUNet_n_proc_DA": "1"})
+
+
+@pytest.fixture(scope="session")
 def trained(planned: Workspace) -> Path:
     """Results folder of the hybrid, fold 0, trained to the end."""
     planned.run("nnUNetv2_train", "900", "tiny", "0", "-tr", "nnUNetTrainerAutoSAM2", "-device", "cpu")

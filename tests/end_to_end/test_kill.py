@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,6 @@ TRAINER = "nnUNetTrainerAutoSAM2_SavesEveryEpoch"
 ITERATIONS = 3
 LONGEST = 25.0
 """Seconds from a start to the latest kill: importing, loading, and some epochs"""
-
-
-@pytest.fixture(scope="module")
-def loading(extended):
-    """`extended`, with a process that loads data, as trainings have it."""
-    return replace(extended, environment={**extended.environment, "nnUNet_n_proc_DA": "1"})
 
 
 @pytest.mark.parametrize(

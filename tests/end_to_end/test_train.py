@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +78,7 @@ def test_a_step_that_runs_out_of_memory_is_tried_again_in_smaller_chunks(extende
     assert (extended.results(trainer, "memory") / "fold_2" / "checkpoint_final.pth").is_file()
 
 
-def test_no_memory_for_a_single_slice_is_told_in_one_line(extended) -> None:
-    loading = replace(extended, environment={**extended.environment, "nnUNet_n_proc_DA": "1"})
+def test_no_memory_for_a_single_slice_is_told_in_one_line(loading) -> None:
     output = loading.run(*TRAIN, "tiny", "2", "-tr", "nnUNetTrainerAutoSAM2_NoRoom", *CPU, expected=1)
     assert output.strip().splitlines()[-1].startswith("Error: Out of memory. Lower sam2_image_size")
     assert "Traceback" not in output
