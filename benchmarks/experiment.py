@@ -99,6 +99,7 @@ class Result(NamedTuple):
 @click.option("--sam2-checkpoint", default="random", show_default=True, help="Of sam2.1-hiera-tiny: a file, or auto.")
 @click.option("--spacing", nargs=3, type=float, default=(2, 2, 2), show_default=True, metavar="Z Y X", help="In mm.")
 @click.option("--patch-size", nargs=3, type=int, default=(48, 64, 64), show_default=True, metavar="Z Y X")
+@click.option("--features", nargs=2, type=int, default=(16, 128), show_default=True, metavar="FIRST MOST")
 @click.option("--sam2-image-size", default=128, show_default=True, help="Pixels.")
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--iterations", type=click.IntRange(1), default=25, show_default=True, help="Of an epoch.")
@@ -113,6 +114,7 @@ def main(
     sam2_checkpoint: str,
     spacing: tuple[float, float, float],
     patch_size: tuple[int, int, int],
+    features: tuple[int, int],
     sam2_image_size: int,
     epochs: int,
     iterations: int,
@@ -128,6 +130,7 @@ def main(
             "sam2_checkpoint": sam2_checkpoint,
             "spacing": list(spacing),
             "patch_size": list(patch_size),
+            "features": list(features),
             "sam2_image_size": sam2_image_size,
             "epochs": epochs,
             "iterations": iterations,
@@ -185,7 +188,8 @@ class Experiment:
         path = self.output / "settings.json"
         if path.exists():
             there = json.loads(path.read_text())
-            if other := [f"{key} = {there[key]}" for key, value in self.settings.items() if there[key] != value]:
+            other = [f"{key} = {there[key]}" for key, value in self.settings.items() if there.get(key, value) != value]
+            if other:
                 raise click.ClickException(f"{self.output} was started with {', '.join(other)}: choose another folder.")
         else:
             for folder in ("raw", "preprocessed", "left_out"):
@@ -207,9 +211,11 @@ class Experiment:
             "-overwrite_target_spacing", *settings["spacing"], "-overwrite_plans_name", PLANS,
         )  # fmt: skip
         configure = ("autosam2", "configure", DATASET, "-p", PLANS)
+        first, most = settings["features"]
         self._execute(
             "configure", *configure, "--name", CONFIGURATION, "--batch-size", BATCH_SIZE,
-            "--patch-size", *settings["patch_size"], "--base-features", "16", "--max-features", "128",
+            "--patch-size", *settings["patch_size"],
+            "--base-features", first, "--max-features", most,
             f"sam2_checkpoint={settings['sam2_checkpoint']}", f"sam2_image_size={settings['sam2_image_size']}",
             f"num_epochs={settings['epochs']}", f"num_iterations_per_epoch={settings['iterations']}",
             "num_val_iterations_per_epoch=4", "initial_lr=1e-3",

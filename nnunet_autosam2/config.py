@@ -43,6 +43,8 @@ POSITIVE = (
     "num_val_iterations_per_epoch",
 )
 PIXELS_AT_ONCE = 16 * 512**2
+PIXELS_AT_ONCE_ON_GPU = {"autosam2": 40 * 512**2, "plans": 20 * 512**2}
+"""By backbone, so that a training of BraTS needs no more than 1.3 times nnU-Net's memory: docs/performance.md."""
 SAM2_SIZE_STEP = 32  # Hiera's windowed position embedding has to tile the feature map
 
 
@@ -104,7 +106,7 @@ class AutoSAM2Config:
     as nnU-Net does, in float16 on a GPU."""
     sam2_chunk_size: int | None = None
     """Slices that go through SAM2 at once; halved for good when memory runs out. None: as many as have the pixels of 16
-    slices of 512 × 512."""
+    slices of 512 × 512, on a GPU of 40, or of 20 beside nnU-Net's network."""
 
     # Training
     initial_lr: float = 1e-4
@@ -186,8 +188,13 @@ class AutoSAM2Config:
         return self.enable_sam2 and self.slice_fraction > 0
 
     @property
-    def slices_at_once(self) -> int:
-        return self.sam2_chunk_size or max(1, PIXELS_AT_ONCE // self.sam2_image_size**2)
+    def slices_at_once(self) -> tuple[int, int]:
+        """On a CPU and on a GPU."""
+        if self.sam2_chunk_size:
+            return self.sam2_chunk_size, self.sam2_chunk_size
+        pixels = (PIXELS_AT_ONCE, PIXELS_AT_ONCE_ON_GPU[self.backbone])
+        on_cpu, on_gpu = (max(1, each // self.sam2_image_size**2) for each in pixels)
+        return on_cpu, on_gpu
 
     def _require(self, key: str, fulfilled: bool, allowed: str) -> None:
         if not fulfilled:

@@ -147,3 +147,17 @@ def test_assignments_are_read_as_json_or_text():
 def test_malformed_assignments(assignments):
     with pytest.raises(ConfigurationError):
         parse_assignments(assignments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sam2_image_size": 512}, (16, 40)),
+        ({"sam2_image_size": 512, "backbone": "plans"}, (16, 20)),
+        ({"sam2_image_size": 256}, (64, 160)),
+        ({"sam2_model": "sam2.1-hiera-large", "sam2_image_size": 4096}, (1, 1)),
+        ({"sam2_chunk_size": 5}, (5, 5)),
+    ],
+)
+def test_slices_at_once_follow_their_size_unless_they_are_given(changes, expected):
+    assert AutoSAM2Config(**changes).slices_at_once == expected

@@ -61,6 +61,7 @@ class Trained:
 
     def compile(self) -> None:
         self.network.compile()
+        (self.loss if isinstance(self.network, AutoSAM2) else self.loss.loss.dc).compile()
 
     def _train(self, trains: bool) -> None:
         self.network.train(trains)

@@ -94,7 +94,7 @@ def seconds_by_depth(setting: Setting, competitor: Competitor, rounds: int) -> d
 
 
 def peak_memory(setting: Setting, make: Callable[[], Competitor], work: str) -> int:
-    """Bytes that two runs need in a process of their own: the process itself, or a GPU's allocator."""
+    """Bytes that runs need in a process of their own: the process itself in two, or a GPU's allocator in the second."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(partial(_peak, setting, make, work))
 
@@ -105,8 +105,12 @@ def _peak(setting: Setting, make: Callable[[], Competitor], work: str) -> int:
         whole = torch.cuda.get_device_properties(setting.device).total_memory
         torch.cuda.set_per_process_memory_fraction(setting.gpu_memory * 2**30 / whole)
     bench, competitor = Bench(setting), make()
-    for _ in range(2):
-        bench.run(competitor, work)
+    if setting.compiled:
+        competitor.compile()
+    bench.run(competitor, work)
+    if setting.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    bench.run(competitor, work)
     if setting.on_gpu:
         return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -245,7 +245,7 @@ class AutoSAM2(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Its parts in place, with torch.compile: slices and prompts between them differ from patch to patch."""
-        for part in (self.unet, self.sam2_branch):
+        for part in (self.unet, self.sam2_branch, self.fusion):
             if part is not None:
                 part.compile(*args, **kwargs)
 

@@ -1,6 +1,7 @@
 """Working through a batch in chunks that fit into memory."""
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,17 +17,20 @@ logger = logging.getLogger(__name__)
 class Chunked:
     """Calls a function on chunks of its arguments and joins what it returns, a NamedTuple of tensors.
 
-    Out of memory halves the chunk for good and tries again.
+    Chunks are as equal as they can be: one compiled function then fits them all. Out of memory halves them for good and
+    tries again.
 
     Args:
-        size: length of a chunk along dimension 0.
+        size: most of dimension 0 in a chunk.
         name: for messages.
         recompute: with gradients and more than one chunk, compute the activations within a chunk again in the
             backward pass instead of keeping them.
+        size_on_gpu: in the place of `size` there, where every chunk costs the time to launch its kernels.
     """
 
-    def __init__(self, size: int, name: str, recompute: bool = True) -> None:
+    def __init__(self, size: int, name: str, recompute: bool = True, size_on_gpu: int | None = None) -> None:
         self.size = size
+        self.size_on_gpu = size if size_on_gpu is None else size_on_gpu
         self.name = name
         self.recompute = recompute
         self.at_once = size
@@ -38,9 +42,11 @@ class Chunked:
             OutOfMemoryError: when a chunk of one does not fit.
         """
         while True:
-            self.at_once = min(self.size, len(arguments[0]))
+            most = self.size_on_gpu if arguments[0].is_cuda else self.size
+            num_chunks = max(1, math.ceil(len(arguments[0]) / most))
+            self.at_once = math.ceil(len(arguments[0]) / num_chunks)
             try:
-                return self._run(function, arguments)
+                return self._run(function, arguments, num_chunks)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -55,14 +61,14 @@ class Chunked:
         """From what was called at once; False if that was one."""
         if self.at_once == 1:
             return False
-        self.size = self.at_once = self.at_once // 2
+        self.size = self.size_on_gpu = self.at_once = self.at_once // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning("Out of memory: SAM2's %s goes on with %d slices at once.", self.name, self.size)
         return True
 
-    def _run(self, function: Callable[..., tuple], arguments: tuple[Tensor, ...]) -> Any:
-        chunks = list(zip(*(argument.split(self.size) for argument in arguments), strict=True))
+    def _run(self, function: Callable[..., tuple], arguments: tuple[Tensor, ...], num_chunks: int) -> Any:
+        chunks = list(zip(*(argument.tensor_split(num_chunks) for argument in arguments), strict=True))
         if len(chunks) == 1:
             return function(*chunks[0])
         if self.recompute and torch.is_grad_enabled():

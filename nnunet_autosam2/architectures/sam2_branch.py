@@ -66,8 +66,9 @@ class SAM2Branch(nn.Module):
         self.encoder_trains = config.sam2_tuning in ENCODER_TRAINS
         self.mri_to_rgb.requires_grad_(self.encoder_trains)
         self.precision = config.sam2_precision
-        self.encoder_chunks = Chunked(config.slices_at_once, "image encoder", recompute=not self.encoder_trains)
-        self.decoder_chunks = Chunked(config.slices_at_once, "mask decoder")
+        size, size_on_gpu = config.slices_at_once
+        self.encoder_chunks = Chunked(size, "image encoder", not self.encoder_trains, size_on_gpu)
+        self.decoder_chunks = Chunked(size, "mask decoder", size_on_gpu=size_on_gpu)
 
     def forward(self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config) -> Answers:
         """
@@ -77,13 +78,14 @@ class SAM2Branch(nn.Module):
             probabilities: [N, R, H, W], the UNet's opinion, for the prompts.
             config: which prompts.
         """
+        # First, as they wait for what a GPU has been given to do.
+        prompts = generate_prompts(
+            probabilities.flatten(0, 1), config.num_positive_points, config.num_negative_points, box=config.box_prompt
+        )
         embeddings = self.encode(slices)
         dense = self.bridge(features)
         if config.mask_prompt:
             dense = dense + self.mask_prompt(probabilities)
-        prompts = generate_prompts(
-            probabilities.flatten(0, 1), config.num_positive_points, config.num_negative_points, box=config.box_prompt
-        )
         return self.decode(embeddings, prompts, dense, probabilities.shape)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

@@ -121,8 +121,9 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         with self._removing_empty_run():
             super().initialize()
         if super()._do_i_compile():
-            self.print_to_log_file("Using torch.compile for UNet, image encoder and mask decoder...")
+            self.print_to_log_file("Using torch.compile for UNet, image encoder, mask decoder, fusion and loss...")
             self.autosam2.compile()
+            self.loss.compile()
 
     def _do_i_compile(self) -> bool:
         """False: the network as a whole is not compiled."""

@@ -46,6 +46,19 @@ def test_activations_are_computed_again_instead_of_kept():
     assert calls == [2] * 6
 
 
+@pytest.mark.parametrize(("total", "expected"), [(78, [16, 16, 16, 15, 15]), (20, [10, 10]), (16, [16]), (1, [1])])
+def test_chunks_are_as_equal_as_they_can_be(total, expected):
+    sizes = []
+
+    def function(x: Tensor) -> Pair:
+        sizes.append(len(x))
+        return Pair(x, x)
+
+    x = torch.randn(total, 2)
+    assert torch.equal(Chunked(16, "test")(function, x).mean, x)
+    assert sizes == expected
+
+
 def limited_to(limit: int, error: Exception):
     sizes = []
 

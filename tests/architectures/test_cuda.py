@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from nnunet_autosam2 import AutoSAM2
+from nnunet_autosam2.architectures.chunking import Chunked
+from nnunet_autosam2.architectures.mask_decoder import MaskPrediction
 from nnunet_autosam2.errors import OutOfMemoryError
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
 
@@ -104,6 +106,22 @@ def test_compiled(make_network, exact, tuning) -> None:
     pairs = [pair for pair in zip(compiled.parameters(), network.parameters(), strict=True) if pair[1].grad is not None]
     gradient, expected = (torch.cat([each.grad.flatten() for each in half]) for half in zip(*pairs, strict=True))
     assert (gradient - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_chunks_of_a_size_of_their_own() -> None:
+    sizes = []
+
+    def function(x: torch.Tensor) -> MaskPrediction:
+        sizes.append(len(x))
+        return MaskPrediction(x, x, x, x)
+
+    chunked = Chunked(4, "test", size_on_gpu=16)
+    for device in ("cpu", "cuda"):
+        chunked(function, torch.zeros(16, device=device))
+    assert sizes == [4, 4, 4, 4, 16]
+    chunked.halve()
+    chunked(function, torch.zeros(16, device="cuda"))
+    assert sizes[5:] == [8, 8]
 
 
 @pytest.mark.parametrize("trains", [False, True], ids=["prediction", "training"])

@@ -431,6 +431,22 @@ def test_gates_term_counts_if_there_is_a_gate(region_based):
     torch.testing.assert_close(gated, without + term)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_compiled_it_is_the_same(region_based):
+    output, targets = make_output(region_based)
+    weight = torch.rand(B, C, *SIZE, requires_grad=True)
+    output = output._replace(shares=make_shares(0)._replace(sam2_weight=weight))
+    leaves = [output.logits, *output.unet, *output.sam2[:3], weight]
+    loss = AutoSAM2Loss(make_loss(region_based))
+    expected = loss(output, targets)
+    gradients = torch.autograd.grad(expected, leaves)
+    loss.compile()
+    value = loss(output, targets)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, leaves), gradients)
+
+
 @pytest.mark.parametrize("label_manager", [REGIONS, LABELS], ids=["regions", "labels"])
 def test_from_config_follows_data_set_and_parameters(label_manager):
     config = AutoSAM2Config(
