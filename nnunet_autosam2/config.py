@@ -44,7 +44,7 @@ POSITIVE = (
 )
 PIXELS_AT_ONCE = 16 * 512**2
 PIXELS_AT_ONCE_ON_GPU = {"autosam2": 40 * 512**2, "plans": 20 * 512**2}
-"""By backbone, so that a training of BraTS needs no more than 1.3 times nnU-Net's memory: docs/performance.md."""
+"""By backbone: every chunk costs the time to launch its kernels, and memory; docs/performance.md has both."""
 SAM2_SIZE_STEP = 32  # Hiera's windowed position embedding has to tile the feature map
 
 

@@ -82,6 +82,7 @@ def test_problems_are_named_and_counted(environment, tmp_path):
     assert run.stdout.splitlines()[-1] == "2 problems would stop a training."
 
 
+@pytest.mark.slow
 def test_weights_of_another_size(environment, tmp_path):
     small = tmp_path / "small.pt"
     torch.save({"model": SAM2.build("sam2.1-hiera-small", 512).state_dict()}, small)

@@ -11,7 +11,7 @@ import torch
 
 from nnunet_autosam2.loading import load_trained
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 CPU = ("-device", "cpu")
 IMAGE_ENCODER = "sam2_branch.sam2.image_encoder."
 
@@ -74,7 +74,6 @@ def test_merged_model_predicts_the_same_without_adapters_and_without_peft(
         np.testing.assert_allclose(without[name], expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_merging_refuses_what_it_cannot_merge(planned, adapted: Path, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     for model, output, message in (
@@ -92,7 +91,6 @@ def test_merging_refuses_what_it_cannot_merge(planned, adapted: Path, trained: P
     assert {path.name for path in tmp_path.iterdir()} == {"taken"}
 
 
-@pytest.mark.slow
 def test_a_model_with_memory_and_mask_prompts_trains_and_predicts(planned, images: Path, tmp_path: Path) -> None:
     planned.run(
         "autosam2", "configure", "900", "--base", "tiny", "--name", "memory",

@@ -21,23 +21,34 @@ TRAINERS = Path(__file__).parents[2] / "benchmarks" / "trainers"
 PLANS = {"PlainConvUNet": "nnUNetPlans", "ResEnc M": "nnUNetResEncUNetMPlans", "ResEnc L": "nnUNetResEncUNetLPlans"}
 
 
+class Baselines:
+    """Results folders of nnUNetTrainer for each kind of plans, trained when they are asked for."""
+
+    def __init__(self, planned) -> None:
+        self.planned = planned
+        self.folders: dict[str, Path] = {}
+
+    def plan(self, kind: str) -> str:
+        plans = PLANS[kind]
+        if "ResEnc" in kind:
+            self.planned.run("nnUNetv2_plan_experiment", "-d", "900", "-pl", f"nnUNetPlannerResEnc{kind[-1]}")
+        self.planned.run("autosam2", "configure", "900", "--name", "small", "-p", plans, *SMALL, *STANDING_STILL)
+        return plans
+
+    def __getitem__(self, kind: str) -> Path:
+        if kind not in self.folders:
+            plans = self.plan(kind)
+            self.planned.run("nnUNetv2_train", "900", "small", "0", "-tr", "nnUNetTrainerShort", "-p", plans, *CPU)
+            trained = self.planned.root / "results" / "Dataset900_Phantom" / f"nnUNetTrainerShort__{plans}__small"
+            self.folders[kind] = trained.rename(trained.with_name(f"nnUNetTrainer__{plans}__small"))
+        return self.folders[kind]
+
+
 @pytest.fixture(scope="module")
-def baselines(planned) -> Iterator[dict[str, Path]]:
-    """Results folder of nnUNetTrainer for each kind of plans."""
-    folders = {}
+def baselines(planned) -> Iterator[Baselines]:
     of_trainers = {"nnUNet_extTrainer": str(TRAINERS), "EXPERIMENT_SEED": "0"}
     planned.environment |= of_trainers
-    for kind, plans in PLANS.items():
-        if "ResEnc" in kind:
-            planned.run("nnUNetv2_plan_experiment", "-d", "900", "-pl", f"nnUNetPlannerResEnc{kind[-1]}")
-        planned.run("autosam2", "configure", "900", "--name", "small", "-p", plans, *SMALL, *STANDING_STILL)
-        if kind == "ResEnc L":
-            continue
-        planned.run("nnUNetv2_train", "900", "small", "0", "-tr", "nnUNetTrainerShort", "-p", plans, *CPU)
-        trained = planned.root / "results" / "Dataset900_Phantom" / f"nnUNetTrainerShort__{plans}__small"
-        folders[kind] = trained.with_name(f"nnUNetTrainer__{plans}__small")
-        trained.rename(folders[kind])
-    yield folders
+    yield Baselines(planned)
     for name in of_trainers:
         del planned.environment[name]
 
@@ -52,11 +63,11 @@ def probabilities(planned, model: Path, images: Path, output: Path) -> dict[str,
 
 @pytest.mark.parametrize("kind", ["PlainConvUNet", pytest.param("ResEnc M", marks=pytest.mark.slow)])
 def test_a_hybrid_starts_as_the_trained_nnunet(planned, baselines, images: Path, tmp_path: Path, kind: str) -> None:
-    trainer = "nnUNetTrainerAutoSAM2_OnBaseline"
+    trainer, baseline = "nnUNetTrainerAutoSAM2_OnBaseline", baselines[kind]
     output = planned.run("nnUNetv2_train", "900", "small", "0", "-tr", trainer, "-p", PLANS[kind], *CPU)
-    assert f"The backbone starts from {baselines[kind] / 'fold_0' / 'checkpoint_final.pth'}" in output
-    hybrid = baselines[kind].with_name(f"{trainer}__{PLANS[kind]}__small")
-    expected = probabilities(planned, baselines[kind], images, tmp_path / "baseline")
+    assert f"The backbone starts from {baseline / 'fold_0' / 'checkpoint_final.pth'}" in output
+    hybrid = baseline.with_name(f"{trainer}__{PLANS[kind]}__small")
+    expected = probabilities(planned, baseline, images, tmp_path / "baseline")
     found = probabilities(planned, hybrid, images, tmp_path / "hybrid")
     assert list(found) == list(expected) == ["phantom_001.npz", "phantom_002.npz"]
     for name, ours in found.items():
@@ -72,7 +83,7 @@ def test_a_large_residual_encoder_trains_from_scratch_and_then_from_the_weights_
     planned, baselines
 ) -> None:
     """The second by nnU-Net's own option, without SAM2's own weights."""
-    plans = PLANS["ResEnc L"]
+    plans = baselines.plan("ResEnc L")
     start = planned.root / "results" / "Dataset900_Phantom" / f"nnUNetTrainerAutoSAM2_Plans__{plans}__small"
     options = ("-tr", "nnUNetTrainerAutoSAM2_Plans", "-p", plans, *CPU)
     planned.run("nnUNetv2_train", "900", "small", "0", *options)
@@ -102,6 +113,7 @@ class TestRefused:
         assert set((planned.root / "results").rglob("*")) == before
         return error
 
+    @pytest.mark.slow
     def test_a_checkpoint_of_other_plans(self, planned, baselines) -> None:
         path = baselines["ResEnc M"] / "fold_0" / "checkpoint_final.pth"
         planned.run(
@@ -122,6 +134,7 @@ class TestRefused:
         assert "nnUNetTrainer__nnUNetPlans__alone" in error
         assert "nnUNetv2_train Dataset900_Phantom alone 0 -p nnUNetPlans" in error
 
+    @pytest.mark.slow
     def test_no_checkpoint_at_all(self, planned, baselines) -> None:
         (planned.root / "broken.pth").write_bytes(b"nothing")
         for name in ("missing", "broken"):

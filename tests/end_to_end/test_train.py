@@ -48,6 +48,7 @@ def test_frozen_parameters_are_not_in_the_optimizer(trained: Path) -> None:
     assert tuple(names["sam2_branch.sam2.image_encoder.trunk.pos_embed"].shape) not in shapes
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_left_out(extended) -> None:
     output = extended.run(*TRAIN, "tiny", "2", "-tr", "nnUNetTrainerAutoSAM2_SometimesNaN", *CPU)
     folder = extended.results("nnUNetTrainerAutoSAM2_SometimesNaN", "tiny") / "fold_2"
@@ -112,6 +113,7 @@ def test_a_full_disk_and_a_damaged_checkpoint_are_told_and_cost_nothing(planned)
     assert final.exists()
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_the_run_with_the_best_weights_and_stays_ended(planned) -> None:
     """With a learning rate of almost nothing, noise alone decides; patience 1 ends it soon after the warm-up."""
     planned.run(
@@ -136,7 +138,11 @@ def test_early_stopping_ends_the_run_with_the_best_weights_and_stays_ended(plann
 
 @pytest.mark.parametrize(
     "trainer",
-    ["nnUNetTrainerAutoSAM2_UNetOnly", "nnUNetTrainerAutoSAM2_SAM2Only", "nnUNetTrainerAutoSAM2_TestRun"],
+    [
+        "nnUNetTrainerAutoSAM2_UNetOnly",
+        "nnUNetTrainerAutoSAM2_SAM2Only",
+        pytest.param("nnUNetTrainerAutoSAM2_TestRun", marks=pytest.mark.slow),
+    ],
 )
 def test_variants_train_and_predict(planned, images: Path, tmp_path: Path, trainer: str) -> None:
     planned.run(*TRAIN, "tiny", "1", "-tr", trainer, *CPU)
@@ -190,10 +196,12 @@ class TestRefused:
         assert "slice_fractoin" in (error := self.refused(planned, "bad"))
         assert "slice_fraction?" in error
 
+    @pytest.mark.slow
     def test_impossible_value(self, planned, edited) -> None:
         edited("bad", autosam2={"slice_fraction": 3})
         assert "slice_fraction" in self.refused(planned, "bad")
 
+    @pytest.mark.slow
     def test_wrong_number_of_class_weights(self, planned, edited) -> None:
         edited("bad", autosam2={"sam2_checkpoint": "random", "class_weights": [1, 2]})
         assert "class_weights" in self.refused(planned, "bad")
@@ -202,6 +210,7 @@ class TestRefused:
         edited("bad", patch_size=[32, 32])
         assert "2D" in self.refused(planned, "bad")
 
+    @pytest.mark.slow
     def test_missing_weights(self, planned, edited) -> None:
         edited("bad", autosam2={"sam2_checkpoint": str(planned.root / "nowhere.pt")})
         assert "nowhere.pt" in (error := self.refused(planned, "bad"))
