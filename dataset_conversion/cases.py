@@ -9,11 +9,10 @@ from itertools import chain
 from pathlib import Path
 
 from nnunet_autosam2.dataset_conversion.brats_layout import MODALITIES_2018, MODALITIES_2023, RELEASES, Release
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 
 ENDINGS = (".nii.gz", ".nii")
 NIFTI = re.compile(r"(.+?)\.nii(\.gz)?")
-NAMES_SHOWN = 5
 
 Tree = dict[Path, list[str]]
 
@@ -120,8 +119,3 @@ def _stacked(tree: Tree, release: Release) -> list[Case]:
 
 def _files(folder: Path, names: Sequence[str], stem: str) -> list[Path]:
     return [folder / f"{stem}{ending}" for ending in ENDINGS if f"{stem}{ending}" in names]
-
-
-def listed(items: Sequence[object]) -> str:
-    shown = ", ".join(map(str, items[:NAMES_SHOWN]))
-    return shown if len(items) <= NAMES_SHOWN else f"{shown} and {len(items) - NAMES_SHOWN} more"

@@ -13,9 +13,9 @@ import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_by_labels
-from nnunet_autosam2.dataset_conversion.cases import Case, listed
+from nnunet_autosam2.dataset_conversion.cases import Case
 from nnunet_autosam2.dataset_conversion.nifti import Geometry, read_volume
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 
 WORKERS = min(8, os.cpu_count() or 1)  # each holds a case's largest file
 

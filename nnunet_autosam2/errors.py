@@ -1,7 +1,9 @@
 """Errors that a user can cause and mend. Each message names what is at fault and what to do about it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+NAMES_SHOWN = 5
 
 
 class AutoSAM2Error(Exception):
@@ -26,6 +28,12 @@ class TrainingError(AutoSAM2Error):
 
 class OutOfMemoryError(AutoSAM2Error):
     """The smallest possible piece of work does not fit into memory."""
+
+
+def listed(items: Sequence[object]) -> str:
+    """The first of them, and how many more there are."""
+    shown = ", ".join(map(str, items[:NAMES_SHOWN]))
+    return shown if len(items) <= NAMES_SHOWN else f"{shown} and {len(items) - NAMES_SHOWN} more"
 
 
 @contextmanager

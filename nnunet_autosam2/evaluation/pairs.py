@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.errors import DatasetError, listed
 
 ENDING = ".nii.gz"
-NAMES_SHOWN = 5
 
 
 class Pair(NamedTuple):
@@ -130,20 +129,16 @@ def _matched(
     if without_truth := sorted(predicted.keys() - true.keys()):
         problems.append(
             f"{predictions} has {len(without_truth)} predictions without a file of the same name in {truth}: "
-            f"{_some(without_truth)}. Remove them or add their truth."
+            f"{listed(without_truth)}. Remove them or add their truth."
         )
     if not_predicted := sorted(set(expected) - predicted.keys()):
         problems.append(
             f"{predictions} lacks {len(not_predicted)} cases that have a truth in {truth}: "
-            f"{_some(not_predicted)}. Predict them, or evaluate the others with --chill."
+            f"{listed(not_predicted)}. Predict them, or evaluate the others with --chill."
         )
     if problems:
         raise DatasetError("\n".join(problems))
     return [Pair(case, file, true[case]) for case, file in predicted.items()]
-
-
-def _some(cases: list[str]) -> str:
-    return ", ".join(cases[:NAMES_SHOWN]) + ", …" * (len(cases) > NAMES_SHOWN)
 
 
 def _dataset_name(model: Path) -> str:

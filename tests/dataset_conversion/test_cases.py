@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
-from nnunet_autosam2.dataset_conversion.cases import find_cases, listed, read_tree, releases_by_names
+from nnunet_autosam2.dataset_conversion.cases import find_cases, read_tree, releases_by_names
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 
 
@@ -77,8 +77,3 @@ def test_a_folder_without_cases(tmp_path: Path):
     touch(tmp_path / "case" / "notes.txt")
     with pytest.raises(DatasetError, match="holds no case: expected <case>/<case>_"):
         releases_by_names(tmp_path, read_tree(tmp_path))
-
-
-def test_long_lists_are_cut():
-    assert listed([1, 2, 3, 4, 5]) == "1, 2, 3, 4, 5"
-    assert listed(["a"] * 8) == "a, a, a, a, a and 3 more"

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sam2.build_sam import build_sam2
@@ -55,6 +56,14 @@ class Workspace:
         output, _ = process.communicate(timeout=900)
         assert process.returncode == expected, f"{' '.join(map(str, command))}\n{output[-5000:]}"
         return output
+
+    def probabilities(self, model: Path, images: Path, output: Path) -> dict[str, np.ndarray]:
+        """Of each case, as the model of a results folder predicts them without mirroring."""
+        self.run(
+            "nnUNetv2_predict_from_modelfolder", "-i", images, "-o", output, "-m", model, "-f", "0", "-device", "cpu",
+            "--disable_tta", "--save_probabilities", "-npp", "1", "-nps", "1",
+        )  # fmt: skip
+        return {path.name: np.load(path)["probabilities"] for path in sorted(output.glob("*.npz"))}
 
     def results(self, trainer: str, configuration: str) -> Path:
         return self.root / "results" / DATASET / f"{trainer}__nnUNetPlans__{configuration}"

@@ -21,14 +21,6 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, map_location="cpu", weights_only=False)["network_weights"]
 
 
-def probabilities(planned, model: Path, images: Path, output: Path) -> dict[str, np.ndarray]:
-    planned.run(
-        "nnUNetv2_predict_from_modelfolder", "-i", images, "-o", output, "-m", model, "-f", "0", *CPU,
-        "--disable_tta", "--save_probabilities", "-npp", "1", "-nps", "1",
-    )  # fmt: skip
-    return {path.name: np.load(path)["probabilities"] for path in sorted(output.glob("*.npz"))}
-
-
 @pytest.fixture(scope="module")
 def adapted(planned) -> Path:
     """Results folder of a model with adapters."""
@@ -62,11 +54,11 @@ def test_merged_model_predicts_the_same_without_adapters_and_without_peft(
     with torch.no_grad():
         volume = torch.randn(1, 4, 24, 32, 32)
         torch.testing.assert_close(*(network(volume) for network in networks), rtol=0, atol=1e-4)
-    with_adapters = probabilities(planned, adapted, images, tmp_path / "with")
+    with_adapters = planned.probabilities(adapted, images, tmp_path / "with")
     (tmp_path / "peft.py").write_text("raise OSError('not needed')")
     planned.environment["PYTHONPATH"] = str(tmp_path)
     try:
-        without = probabilities(planned, merged, images, tmp_path / "without")
+        without = planned.probabilities(merged, images, tmp_path / "without")
     finally:
         del planned.environment["PYTHONPATH"]
     assert list(with_adapters) == list(without) == ["phantom_001.npz", "phantom_002.npz"]
@@ -103,7 +95,7 @@ def test_a_model_with_memory_and_mask_prompts_trains_and_predicts(planned, image
     assert torch.equal(after["maskmem_tpos_enc"], start["maskmem_tpos_enc"])
     name = "sam_prompt_encoder.mask_downscaling.0.weight"
     assert not torch.equal(after[name], start[name])
-    found = probabilities(planned, model, images, tmp_path)
+    found = planned.probabilities(model, images, tmp_path)
     assert len(found) == 2
     assert all(np.isfinite(values).all() for values in found.values())
     assert len(json.loads((model / "fold_0" / "validation" / "summary.json").read_text())["metric_per_case"]) > 0

@@ -53,22 +53,14 @@ def baselines(planned) -> Iterator[Baselines]:
         del planned.environment[name]
 
 
-def probabilities(planned, model: Path, images: Path, output: Path) -> dict[str, np.ndarray]:
-    planned.run(
-        "nnUNetv2_predict_from_modelfolder", "-i", images, "-o", output, "-m", model, "-f", "0", *CPU,
-        "--disable_tta", "--save_probabilities", "-npp", "1", "-nps", "1",
-    )  # fmt: skip
-    return {path.name: np.load(path)["probabilities"] for path in sorted(output.glob("*.npz"))}
-
-
 @pytest.mark.parametrize("kind", ["PlainConvUNet", pytest.param("ResEnc M", marks=pytest.mark.slow)])
 def test_a_hybrid_starts_as_the_trained_nnunet(planned, baselines, images: Path, tmp_path: Path, kind: str) -> None:
     trainer, baseline = "nnUNetTrainerAutoSAM2_OnBaseline", baselines[kind]
     output = planned.run("nnUNetv2_train", "900", "small", "0", "-tr", trainer, "-p", PLANS[kind], *CPU)
     assert f"The backbone starts from {baseline / 'fold_0' / 'checkpoint_final.pth'}" in output
     hybrid = baseline.with_name(f"{trainer}__{PLANS[kind]}__small")
-    expected = probabilities(planned, baseline, images, tmp_path / "baseline")
-    found = probabilities(planned, hybrid, images, tmp_path / "hybrid")
+    expected = planned.probabilities(baseline, images, tmp_path / "baseline")
+    found = planned.probabilities(hybrid, images, tmp_path / "hybrid")
     assert list(found) == list(expected) == ["phantom_001.npz", "phantom_002.npz"]
     for name, ours in found.items():
         assert np.std(expected[name]) > 1e-3
