@@ -23,7 +23,7 @@ LONGEST = 25.0
 
 
 @pytest.mark.parametrize(
-    ("kills", "num_epochs"), [(3, 6), pytest.param(30, 100, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("kills", "num_epochs"), [(2, 5), pytest.param(30, 100, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_killed_at_random_moments_and_while_it_writes(loading, kills: int, num_epochs: int, capsys) -> None:
     moments, name = random.Random(kills), f"killed_{kills}"

@@ -139,8 +139,8 @@ def test_early_stopping_ends_the_run_with_the_best_weights_and_stays_ended(plann
 @pytest.mark.parametrize(
     "trainer",
     [
-        "nnUNetTrainerAutoSAM2_UNetOnly",
         "nnUNetTrainerAutoSAM2_SAM2Only",
+        pytest.param("nnUNetTrainerAutoSAM2_UNetOnly", marks=pytest.mark.slow),
         pytest.param("nnUNetTrainerAutoSAM2_TestRun", marks=pytest.mark.slow),
     ],
 )

@@ -89,7 +89,8 @@ def test_missing_cases_are_named(tmp_path: Path):
         find_pairs(predictions, truth)
     no_truth, not_predicted = str(caught.value).splitlines()
     assert no_truth.startswith(f"{predictions} has 1 predictions without a file of the same name in {truth}: a.")
-    assert not_predicted.startswith(f"{predictions} lacks 6 cases that have a truth in {truth}: c, d, e, f, g, ….")
+    shown = "c, d, e, f, g and 1 more"
+    assert not_predicted.startswith(f"{predictions} lacks 6 cases that have a truth in {truth}: {shown}.")
     with pytest.raises(DatasetError, match="has 1 predictions without"):
         find_pairs(predictions, truth, chill=True)
     (predictions / "a.nii.gz").unlink()
