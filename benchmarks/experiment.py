@@ -188,7 +188,7 @@ class Experiment:
         path = self.output / "settings.json"
         if path.exists():
             there = json.loads(path.read_text())
-            other = [f"{key} = {there[key]}" for key, value in self.settings.items() if there.get(key, value) != value]
+            other = [f"{key} = {there.get(key)}" for key, value in self.settings.items() if there.get(key) != value]
             if other:
                 raise click.ClickException(f"{self.output} was started with {', '.join(other)}: choose another folder.")
         else:

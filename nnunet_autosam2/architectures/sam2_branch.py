@@ -67,7 +67,7 @@ class SAM2Branch(nn.Module):
         self.mri_to_rgb.requires_grad_(self.encoder_trains)
         self.precision = config.sam2_precision
         size, size_on_gpu = config.slices_at_once
-        self.encoder_chunks = Chunked(size, "image encoder", not self.encoder_trains, size_on_gpu)
+        self.encoder_chunks = Chunked(size, "image encoder", recompute=not self.encoder_trains, size_on_gpu=size_on_gpu)
         self.decoder_chunks = Chunked(size, "mask decoder", size_on_gpu=size_on_gpu)
 
     def forward(self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config) -> Answers:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,45 +23,51 @@ TRAINERS = Path(__file__).parents[2] / "benchmarks" / "trainers"
 PLANS = {"PlainConvUNet": "nnUNetPlans", "ResEnc M": "nnUNetResEncUNetMPlans", "ResEnc L": "nnUNetResEncUNetLPlans"}
 
 
-class Baselines:
-    """Results folders of nnUNetTrainer for each kind of plans, trained when they are asked for."""
+@pytest.fixture(scope="module")
+def small(planned) -> Callable[[str], str]:
+    """Plans of a kind with the configuration `small`, made when they are asked for."""
 
-    def __init__(self, planned) -> None:
-        self.planned = planned
-        self.folders: dict[str, Path] = {}
-
-    def plan(self, kind: str) -> str:
+    @cache
+    def plan(kind: str) -> str:
         plans = PLANS[kind]
         if "ResEnc" in kind:
-            self.planned.run("nnUNetv2_plan_experiment", "-d", "900", "-pl", f"nnUNetPlannerResEnc{kind[-1]}")
-        self.planned.run("autosam2", "configure", "900", "--name", "small", "-p", plans, *SMALL, *STANDING_STILL)
+            planned.run("nnUNetv2_plan_experiment", "-d", "900", "-pl", f"nnUNetPlannerResEnc{kind[-1]}")
+        planned.run("autosam2", "configure", "900", "--name", "small", "-p", plans, *SMALL, *STANDING_STILL)
         return plans
 
-    def __getitem__(self, kind: str) -> Path:
-        if kind not in self.folders:
-            plans = self.plan(kind)
-            self.planned.run("nnUNetv2_train", "900", "small", "0", "-tr", "nnUNetTrainerShort", "-p", plans, *CPU)
-            trained = self.planned.root / "results" / "Dataset900_Phantom" / f"nnUNetTrainerShort__{plans}__small"
-            self.folders[kind] = trained.rename(trained.with_name(f"nnUNetTrainer__{plans}__small"))
-        return self.folders[kind]
+    return plan
 
 
 @pytest.fixture(scope="module")
-def baselines(planned) -> Iterator[Baselines]:
+def with_short(planned):
+    """`planned`, where nnU-Net finds nnUNetTrainerShort."""
     of_trainers = {"nnUNet_extTrainer": str(TRAINERS), "EXPERIMENT_SEED": "0"}
-    planned.environment |= of_trainers
-    yield Baselines(planned)
-    for name in of_trainers:
-        del planned.environment[name]
+    return replace(planned, environment={**planned.environment, **of_trainers})
+
+
+@pytest.fixture(scope="module")
+def baseline(with_short, small) -> Callable[[str], Path]:
+    """Results folder of nnUNetTrainer with such plans, trained when it is asked for."""
+
+    @cache
+    def train(kind: str) -> Path:
+        plans = small(kind)
+        with_short.run("nnUNetv2_train", "900", "small", "0", "-tr", "nnUNetTrainerShort", "-p", plans, *CPU)
+        trained = with_short.root / "results" / "Dataset900_Phantom" / f"nnUNetTrainerShort__{plans}__small"
+        return trained.rename(trained.with_name(f"nnUNetTrainer__{plans}__small"))
+
+    return train
 
 
 @pytest.mark.parametrize("kind", ["PlainConvUNet", pytest.param("ResEnc M", marks=pytest.mark.slow)])
-def test_a_hybrid_starts_as_the_trained_nnunet(planned, baselines, images: Path, tmp_path: Path, kind: str) -> None:
-    trainer, baseline = "nnUNetTrainerAutoSAM2_OnBaseline", baselines[kind]
+def test_a_hybrid_starts_as_the_trained_nnunet(
+    planned, with_short, baseline, images: Path, tmp_path: Path, kind: str
+) -> None:
+    trainer, start = "nnUNetTrainerAutoSAM2_OnBaseline", baseline(kind)
     output = planned.run("nnUNetv2_train", "900", "small", "0", "-tr", trainer, "-p", PLANS[kind], *CPU)
-    assert f"The backbone starts from {baseline / 'fold_0' / 'checkpoint_final.pth'}" in output
-    hybrid = baseline.with_name(f"{trainer}__{PLANS[kind]}__small")
-    expected = planned.probabilities(baseline, images, tmp_path / "baseline")
+    assert f"The backbone starts from {start / 'fold_0' / 'checkpoint_final.pth'}" in output
+    hybrid = start.with_name(f"{trainer}__{PLANS[kind]}__small")
+    expected = with_short.probabilities(start, images, tmp_path / "baseline")
     found = planned.probabilities(hybrid, images, tmp_path / "hybrid")
     assert list(found) == list(expected) == ["phantom_001.npz", "phantom_002.npz"]
     for name, ours in found.items():
@@ -72,10 +80,10 @@ def test_a_hybrid_starts_as_the_trained_nnunet(planned, baselines, images: Path,
 
 @pytest.mark.slow
 def test_a_large_residual_encoder_trains_from_scratch_and_then_from_the_weights_of_another_hybrid(
-    planned, baselines
+    planned, small
 ) -> None:
     """The second by nnU-Net's own option, without SAM2's own weights."""
-    plans = baselines.plan("ResEnc L")
+    plans = small("ResEnc L")
     start = planned.root / "results" / "Dataset900_Phantom" / f"nnUNetTrainerAutoSAM2_Plans__{plans}__small"
     options = ("-tr", "nnUNetTrainerAutoSAM2_Plans", "-p", plans, *CPU)
     planned.run("nnUNetv2_train", "900", "small", "0", *options)
@@ -106,8 +114,9 @@ class TestRefused:
         return error
 
     @pytest.mark.slow
-    def test_a_checkpoint_of_other_plans(self, planned, baselines) -> None:
-        path = baselines["ResEnc M"] / "fold_0" / "checkpoint_final.pth"
+    def test_a_checkpoint_of_other_plans(self, planned, small, baseline) -> None:
+        small("PlainConvUNet")
+        path = baseline("ResEnc M") / "fold_0" / "checkpoint_final.pth"
         planned.run(
             "autosam2", "configure", "900", "--base", "small", "--name", "other", "backbone=plans",
             f"backbone_checkpoint={path}",
@@ -117,7 +126,7 @@ class TestRefused:
         assert "architecture.network_class_name: " in error
         assert "ResidualEncoderUNet' there" in error
 
-    def test_no_baseline_yet(self, planned, baselines) -> None:
+    def test_no_baseline_yet(self, planned) -> None:
         planned.run(
             "autosam2", "configure", "900", "--base", "tiny", "--name", "alone", "backbone=plans",
             "backbone_checkpoint=auto",
@@ -127,7 +136,8 @@ class TestRefused:
         assert "nnUNetv2_train Dataset900_Phantom alone 0 -p nnUNetPlans" in error
 
     @pytest.mark.slow
-    def test_no_checkpoint_at_all(self, planned, baselines) -> None:
+    def test_no_checkpoint_at_all(self, planned, small) -> None:
+        small("PlainConvUNet")
         (planned.root / "broken.pth").write_bytes(b"nothing")
         for name in ("missing", "broken"):
             planned.run(
