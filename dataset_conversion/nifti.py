@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple, cast
 
 import nibabel
@@ -15,6 +16,8 @@ from nnunet_autosam2.errors import DatasetError
 
 LARGE = 2**28
 """Bytes. What claims to be larger is measured before memory is taken for it."""
+
+_one_reader = Lock()  # SimpleITK asks HDF5 about every file, which is not safe in threads (its issue 74)
 
 
 class Geometry(NamedTuple):
@@ -45,9 +48,10 @@ def read_volume(file: Path, dimensions: int = 3) -> tuple[Geometry, np.ndarray]:
         DatasetError: the file is no NIfTI image, is cut off or damaged, or has other dimensions.
     """
     try:
-        header = sitk.ImageFileReader()
-        header.SetFileName(str(file))
-        header.ReadImageInformation()
+        with _one_reader:
+            header = sitk.ImageFileReader()
+            header.SetFileName(str(file))
+            header.ReadImageInformation()
         # nibabel, because SimpleITK fills up the end of a truncated file and says nothing.
         image = cast(nibabel.Nifti1Image, nibabel.load(file))
         if len(image.shape) != dimensions:

@@ -1,10 +1,13 @@
 import gzip
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunet_autosam2.dataset_conversion.nifti import Geometry, read_volume, relabel, take_channel, unknown_labels
 from nnunet_autosam2.errors import DatasetError
@@ -39,6 +42,25 @@ def test_what_is_no_nifti_is_refused(tmp_path: Path):
     file.write_bytes(gzip.compress(b"not an image"))
     with pytest.raises(DatasetError, match=r"text\.nii\.gz cannot be read"):
         read_volume(file)
+
+
+def test_simpleitk_reads_one_file_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reading, most = 0, 0
+
+    class Counting(sitk.ImageFileReader):
+        def ReadImageInformation(self):
+            nonlocal reading, most
+            reading += 1
+            most = max(most, reading)
+            time.sleep(0.01)
+            super().ReadImageInformation()
+            reading -= 1
+
+    monkeypatch.setattr(sitk, "ImageFileReader", Counting)
+    file = save(tmp_path / "image.nii.gz", np.ones((3, 3, 3), np.int16))
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(read_volume, [file] * 16))) == 16
+    assert most == 1
 
 
 def test_four_dimensions_are_refused(tmp_path: Path):
