@@ -127,10 +127,18 @@ class Decoder(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """With the signature that dynamic-network-architectures expects of a norm."""
+    """With the signature that dynamic-network-architectures expects of a norm.
+
+    In the precision of its input, as instance norms are: autocast on a GPU would make it float32, and with it all that
+    follows up to the next convolution, at twice the memory.
+    """
 
     def __init__(self, num_channels: int) -> None:
         super().__init__(NUM_GROUPS, num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 def residual_block(in_channels: int, out_channels: int, stride: int | Sequence[int] = 1) -> BasicBlockD:

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_autosam2.architectures.unet import ResidualUNet3d, resize, strides_for
+from nnunet_autosam2.architectures.unet import GroupNorm, ResidualUNet3d, resize, strides_for
 
 ISOTROPIC = ((2, 2, 2),) * 4
 ANISOTROPIC = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
@@ -60,6 +61,19 @@ def test_norms_are_groups_and_activations_relu(unet):
     heads = list(unet.decoder.seg_layers.values())
     norms = [leaf for leaf in leaves if isinstance(leaf, nn.GroupNorm)]
     assert len(norms) == len(convolutions) - len(heads)
+
+
+def test_norms_keep_the_precision_of_a_gpus_autocast():
+    with FakeTensorMode(), torch.device("cuda"):
+        norm, volume = GroupNorm(16), torch.empty(1, 16, 4, 4, 4, dtype=torch.float16)
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast refuses where there is no GPU
+        try:
+            normed = norm(volume)
+            by_torch = nn.GroupNorm(8, 16)(volume)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+    assert normed.dtype == torch.float16
+    assert by_torch.dtype == torch.float32
 
 
 def test_blocks_are_residual(unet):
