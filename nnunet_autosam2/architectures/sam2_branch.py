@@ -83,9 +83,7 @@ class SAM2Branch(nn.Module):
             probabilities.flatten(0, 1), config.num_positive_points, config.num_negative_points, box=config.box_prompt
         )
         embeddings = self.encode(slices)
-        dense = self.bridge(features)
-        if config.mask_prompt:
-            dense = dense + self.mask_prompt(probabilities)
+        dense = (features, probabilities) if config.mask_prompt else (features,)
         return self.decode(embeddings, prompts, dense, probabilities.shape)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -117,28 +115,39 @@ class SAM2Branch(nn.Module):
     def _uses_bfloat16(self, device: torch.device) -> bool:
         return self.precision == "bfloat16" or (self.precision == "auto" and supports_bfloat16(device))
 
-    def mask_prompt(self, probabilities: Tensor) -> Tensor:
-        """[N, R, H, W] → dense prompts [N, R, 256, S / 16, S / 16]."""
-        logits = torch.logit(probabilities.float(), eps=CERTAIN)
-        logits = F.interpolate(logits, size=(self.sam2.image_size // 4,) * 2, mode="bilinear", align_corners=False)
-        return self.sam2.mask_prompt(logits.flatten(0, 1)).unflatten(0, probabilities.shape[:2])
+    def decode(
+        self, embeddings: ImageEmbeddings, prompts: Prompts, dense: tuple[Tensor, ...], size: torch.Size
+    ) -> Answers:
+        """Masks of `size` [N, R, H, W] from N embeddings and N · R prompts.
 
-    def decode(self, embeddings: ImageEmbeddings, prompts: Prompts, dense: Tensor, size: torch.Size) -> Answers:
-        """Masks of `size` [N, R, H, W] from N embeddings and N · R prompts."""
+        Args:
+            dense: what `dense_prompt` takes: its results need more memory, so that they are made chunk by chunk.
+        """
         n, regions, height, width = size
         points = prompts.points.view(n, regions, -1, 2)
         labels = prompts.labels.view(n, regions, -1)
         scale = points.new_tensor([self.sam2.image_size / width, self.sam2.image_size / height])
-        prediction = self.decoder_chunks(self._decode_chunk, *embeddings, points * scale, labels, dense)
+        prediction = self.decoder_chunks(self._decode_chunk, *embeddings, points * scale, labels, *dense)
         return Answers(self.to_slices(prediction, size, points, labels), embeddings, prediction)
 
     def _decode_chunk(
-        self, image: Tensor, fine: Tensor, middle: Tensor, points: Tensor, labels: Tensor, dense: Tensor
+        self, image: Tensor, fine: Tensor, middle: Tensor, points: Tensor, labels: Tensor, *dense: Tensor
     ) -> MaskPrediction:
-        prompts = (values.flatten(0, 1) for values in (points, labels, dense))
+        prompts = (values.flatten(0, 1) for values in (points, labels, self.dense_prompt(*dense)))
         with self._decoder_precision(image.device):
             prediction = self.sam2.decode(ImageEmbeddings(image, fine, middle), *prompts)
         return MaskPrediction(*by_region(prediction, labels.shape[1]))
+
+    def dense_prompt(self, features: Tensor, probabilities: Tensor | None = None) -> Tensor:
+        """[N, R, 256, S / 16, S / 16] from the UNet's features, and from its probabilities as a mask prompt."""
+        dense = self.bridge(features)
+        return dense if probabilities is None else dense + self.mask_prompt(probabilities)
+
+    def mask_prompt(self, probabilities: Tensor) -> Tensor:
+        """[N, R, H, W] → [N, R, 256, S / 16, S / 16]."""
+        logits = torch.logit(probabilities.float(), eps=CERTAIN)
+        logits = F.interpolate(logits, size=(self.sam2.image_size // 4,) * 2, mode="bilinear", align_corners=False)
+        return self.sam2.mask_prompt(logits.flatten(0, 1)).unflatten(0, probabilities.shape[:2])
 
     def to_slices(self, prediction: MaskPrediction, size: torch.Size, points: Tensor, labels: Tensor) -> SliceMasks:
         """Masks at the resolution of the slices, `size` [N, R, H, W]."""

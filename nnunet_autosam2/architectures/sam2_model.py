@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.mask_decoder import BatchedMaskDecoder, MaskPrediction
@@ -29,6 +29,13 @@ class Memory(NamedTuple):
     """[N, 64, S / 16, S / 16]"""
     pointer: Tensor
     """[N, 256], of the object"""
+
+
+class NoPositions(nn.Module):
+    """In the place of encodings that no mask needs: SAM2 makes them for each image, at each scale, and keeps them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(()).expand(x.shape)
 
 
 class SAM2(SAM2Base):
@@ -57,6 +64,9 @@ class SAM2(SAM2Base):
         )
         skip_padding(sam2.image_encoder.trunk)
         sam2.sam_mask_decoder.__class__ = BatchedMaskDecoder
+        neck = sam2.image_encoder.neck
+        sam2.image_positions, neck.position_encoding = neck.position_encoding, NoPositions()
+        sam2.image_positions.cache.clear()  # with a GPU it holds those of 1024 pixels
         if not memory:
             for name in VIDEO_MEMORY & {*sam2._parameters, *sam2._modules}:
                 delattr(sam2, name)
@@ -118,7 +128,7 @@ class SAM2(SAM2Base):
             length: of the whole volume in slices.
         """
         start, end, *path = memories
-        positions = self.image_encoder.neck.position_encoding(embeddings.image)
+        positions = self.image_positions(embeddings.image)
         memory_positions = self.memory_encoder.position_encoding(start.features)
 
         def entry(memory: Memory) -> dict:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
+from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
@@ -64,6 +65,8 @@ class Pair:
         config = AutoSAM2Config(sam2_model=TINY, sam2_image_size=64, sam2_precision="float32", sam2_tuning="frozen")
         self.branch = SAM2Branch(in_channels=3, middle_channels=32, num_regions=1, config=config).eval()
         self.branch.sam2 = ours
+        self.branch.bridge.embedding_size = ours.sam_image_embedding_size
+        torch.nn.init.zeros_(self.branch.bridge.scale)  # it is no part of SAM2
         self.branch.mri_to_rgb.image_size = 1024
         slices = torch.logit(torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255).float()
         with torch.no_grad():
@@ -73,10 +76,9 @@ class Pair:
         """Masks [N, R, HEIGHT, WIDTH] and predicted IoU [N, R] for [N, R, P, 2] and [N, R, P]."""
         prompts = Prompts(torch.from_numpy(points).float().flatten(0, 1), torch.from_numpy(labels).int().flatten(0, 1))
         size = torch.Size([*labels.shape[:2], HEIGHT, WIDTH])
+        self.branch.bridge.region_embedding.data = torch.zeros(labels.shape[1], 256)
         with torch.no_grad():
-            masks = self.branch.decode(
-                self.embeddings, prompts, torch.zeros(*labels.shape[:2], 256, 64, 64), size
-            ).masks
+            masks = self.branch.decode(self.embeddings, prompts, (torch.zeros(len(points), 32, 8, 8),), size).masks
         return masks.logits.numpy(), masks.predicted_iou.numpy()
 
 
@@ -96,6 +98,11 @@ def test_embeddings_equal_the_image_predictors(pair):
     torch.testing.assert_close(image, pair.predictor._features["image_embed"], rtol=0, atol=1e-4)
     for ours, theirs in zip(pair.embeddings[1:], pair.predictor._features["high_res_feats"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_no_positions_are_kept_with_the_images(pair):
+    kept = (module.cache for module in pair.branch.sam2.modules() if isinstance(module, PositionEmbeddingSine))
+    assert not any(kept)
 
 
 def as_points(points: np.ndarray | None, labels: np.ndarray | None, box: np.ndarray | None) -> tuple:
