@@ -43,7 +43,7 @@ POSITIVE = (
     "num_val_iterations_per_epoch",
 )
 PIXELS_AT_ONCE = 16 * 512**2
-PIXELS_AT_ONCE_ON_GPU = {"autosam2": 40 * 512**2, "plans": 20 * 512**2}
+PIXELS_AT_ONCE_ON_GPU = {"autosam2": 80 * 512**2, "plans": 26 * 512**2}
 """By backbone: every chunk costs the time to launch its kernels, and memory; docs/performance.md has both."""
 SAM2_SIZE_STEP = 32  # Hiera's windowed position embedding has to tile the feature map
 
@@ -106,7 +106,7 @@ class AutoSAM2Config:
     as nnU-Net does, in float16 on a GPU."""
     sam2_chunk_size: int | None = None
     """Slices that go through SAM2 at once; halved for good when memory runs out. None: as many as have the pixels of 16
-    slices of 512 × 512, on a GPU of 40, or of 20 beside nnU-Net's network."""
+    slices of 512 × 512, on a GPU of 80, or of 26 beside nnU-Net's network."""
 
     # Training
     initial_lr: float = 1e-4

@@ -152,9 +152,9 @@ def test_malformed_assignments(assignments):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"sam2_image_size": 512}, (16, 40)),
-        ({"sam2_image_size": 512, "backbone": "plans"}, (16, 20)),
-        ({"sam2_image_size": 256}, (64, 160)),
+        ({"sam2_image_size": 512}, (16, 80)),
+        ({"sam2_image_size": 512, "backbone": "plans"}, (16, 26)),
+        ({"sam2_image_size": 256}, (64, 320)),
         ({"sam2_model": "sam2.1-hiera-large", "sam2_image_size": 4096}, (1, 1)),
         ({"sam2_chunk_size": 5}, (5, 5)),
     ],
