@@ -48,7 +48,7 @@ setup(
         "nibabel>=5.2,<6",
         "huggingface-hub>=0.30,<3",
         "peft>=0.18,<1",
-        "click>=8.1,<9",
+        "click>=8.2,<9",
         "jinja2>=3.1,<4",
         "markupsafe>=2.1,<4",
         "matplotlib>=3.10,<4",

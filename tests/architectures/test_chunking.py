@@ -1,3 +1,4 @@
+import copy
 from typing import NamedTuple
 
 import pytest
@@ -65,7 +66,7 @@ def limited_to(limit: int, error: Exception):
     def function(x: Tensor) -> Pair:
         sizes.append(len(x))
         if len(x) > limit:
-            raise error
+            raise copy.copy(error)  # an error that is kept keeps what was going on when it was raised
         return Pair(2 * x, x.mean(1))
 
     return function, sizes
@@ -84,6 +85,10 @@ def test_out_of_memory_halves_the_chunk_for_good(gradients, caplog):
     sizes.clear()
     chunked(function, x[:4])
     assert sizes == [2, 2]
+
+    if gradients:
+        x.square().sum().backward()
+        assert sizes == [2, 2], "nothing of the first try is left"
 
 
 def test_out_of_memory_on_the_cpu_is_a_runtime_error_and_counts_too():
