@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -95,8 +95,8 @@ def seconds_by_depth(setting: Setting, competitor: Competitor, rounds: int) -> d
 
 def peak_memory(setting: Setting, make: Callable[[], Competitor], work: str) -> int:
     """Bytes that runs need in a process of their own: the process itself in two, or a GPU's allocator in the second."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(partial(_peak, setting, make, work))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, setting, make, work).result()  # which the system may end, for want of memory
 
 
 def _peak(setting: Setting, make: Callable[[], Competitor], work: str) -> int:
