@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_VARIABLE = "AUTOSAM2_SAM2_WEIGHTS"
 HUB_TIMEOUT = 5  # seconds
+HUB_TRIES = 3
+"""Each goes on where the one before has ended, for clients of the hub before 1.20 that give up at the first break"""
 VIDEO_MEMORY = frozenset(
     {
         "memory_attention",
@@ -139,10 +141,12 @@ def download(config: AutoSAM2Config) -> Path:
         WeightsError: the hub cannot be reached or does not answer with the file.
     """
     require_reachable(config)
-    try:
-        return Path(hf_hub_download(*hub_file(config.sam2_model), etag_timeout=HUB_TIMEOUT))
-    except Exception as error:
-        raise _cannot_download(config, error) from error
+    for _ in range(HUB_TRIES):
+        try:
+            return Path(hf_hub_download(*hub_file(config.sam2_model), etag_timeout=HUB_TIMEOUT))
+        except Exception as error:
+            failure = error
+    raise _cannot_download(config, failure) from failure
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
