@@ -23,6 +23,7 @@ class UnpaddedBlock(MultiScaleBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, H, W, C] → [N, H', W', C'], smaller where the block pools."""
+        x = x.contiguous()  # once, in the first block: the patches come from a convolution, channels first
         normed = self.norm1(x)
         shortcut = x if self.dim == self.dim_out else do_pool(self.proj(normed), self.pool)
         x = shortcut + self.drop_path(self._attend(normed, shortcut.shape[1:3]))
@@ -37,7 +38,8 @@ class UnpaddedBlock(MultiScaleBlock):
         attended = attended.transpose(1, 2).reshape(q.shape)
         pooling = self.window_size // q.shape[1]
         pooled_size = tuple(side // pooling for side in padded_size)
-        return self.attn.proj(window_unpartition(attended, q.shape[1], pooled_size, size))
+        attended = window_unpartition(attended, q.shape[1], pooled_size, size)
+        return self.attn.proj(attended.contiguous())  # or torch would copy the weights for every row
 
     def _padded(self, qkv: Tensor) -> Tensor:
         """[N, H, W, 3 C'], to multiples of the window."""
