@@ -1,6 +1,7 @@
 """The hybrid network: a 3D UNet, SAM2 on strategic slices, and their fusion."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -102,7 +103,8 @@ class AutoSAM2(nn.Module):
         once = foreground is None and self._asks_once
         foreground = self._foreground(unet.logits[0]) if foreground is None else self._pad(foreground)
         ask = partial(self._ask_sam2, volume, seen, foreground, size)
-        sam2, masks = self.mirrored_masks(given, self._state, ask) if once else ask()
+        with cudnn_benchmark(allowed=self.training):
+            sam2, masks = self.mirrored_masks(given, self._state, ask) if once else ask()
         logits, shares = self._fuse(cropped(seen.logits[0], size), masks)
         return self._output(logits, unet.logits, sam2, shares)
 
@@ -304,6 +306,19 @@ class AutoSAM2(nn.Module):
                 "This network was built without the UNet's decoder. Build it with enable_unet_decoder=True."
             )
         self.config = config
+
+
+@contextmanager
+def cudnn_benchmark(allowed: bool) -> Iterator[None]:
+    """nnU-Net lets cuDNN try every kernel for a new size. In a prediction almost every patch has another number of
+    slices with foreground, and the trials would take longer than what they save.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def take_slices(volume: Tensor, slices: Tensor) -> Tensor:

@@ -506,6 +506,17 @@ def test_nnunets_mirrored_passes_ask_sam2_once(make_network, region_based, size,
         torch.testing.assert_close(fused_pass, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_prediction_measures_no_kernels_for_its_slices(make_network, monkeypatch):
+    """Their number differs from patch to patch; a training always has the same."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as nnU-Net sets it
+    network, seen = make_network(), []
+    network.sam2_branch.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    for trains in (True, False):
+        network.train(trains)(make_volume(), torch.ones(1, 2, *SIZE))
+    assert seen == [True, False]
+    assert torch.backends.cudnn.benchmark
+
+
 @pytest.mark.parametrize(
     "parameters", [{"sam2_mirroring": True}, {"enable_unet_decoder": False}], ids=["true", "SAM2 only"]
 )
