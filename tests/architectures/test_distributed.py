@@ -37,7 +37,7 @@ def join(rank: int, folder: str | Path) -> None:
 
 def make(seed: int, mode: str) -> AutoSAM2:
     torch.manual_seed(seed)
-    small = {"sam2_image_size": 64, "sam2_checkpoint": "random", "sam2_chunk_size": 2}
+    small = {"sam2_image_size": 64, "sam2_checkpoint": "random", "sam2_chunk_size": 2, "sam2_precision": "float32"}
     network = AutoSAM2(3, 1, region_based=True, **small, **MODES[mode])
     network.set_deep_supervision(True)
     return network
