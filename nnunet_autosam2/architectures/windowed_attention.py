@@ -39,7 +39,7 @@ class UnpaddedBlock(MultiScaleBlock):
         pooling = self.window_size // q.shape[1]
         pooled_size = tuple(side // pooling for side in padded_size)
         attended = window_unpartition(attended, q.shape[1], pooled_size, size)
-        return self.attn.proj(attended.contiguous())  # or torch would copy the weights for every row
+        return self.attn.proj(attended.contiguous())  # cut to size, or torch would copy the weights for each row
 
     def _padded(self, qkv: Tensor) -> Tensor:
         """[N, H, W, 3 C'], to multiples of the window."""
