@@ -40,13 +40,14 @@ def read_nnunet_checkpoint(path: Path, map_location: torch.device | str = "cpu")
     return content
 
 
-def require_nnunet_checkpoint(path: Path) -> None:
-    """
+def require_nnunet_checkpoint(path: Path) -> dict[str, Any]:
+    """Its content, as `read_nnunet_checkpoint`.
+
     Raises:
         WeightsError: as `read_nnunet_checkpoint`; the message names the checkpoints beside it that are good.
     """
     try:
-        read_nnunet_checkpoint(path)
+        return read_nnunet_checkpoint(path)
     except WeightsError as error:
         good = [other.name for other in sorted(path.parent.glob("checkpoint_*.pth")) if _is_good(other)]
         advice = f"Remove it to go on from {' or '.join(good)}." if good else "There is no other: start afresh."

@@ -26,8 +26,11 @@ class TrainingError(AutoSAM2Error):
     """A training cannot go on; what it has written stays good."""
 
 
-class OutOfMemoryError(AutoSAM2Error):
-    """The smallest possible piece of work does not fit into memory."""
+class OutOfMemoryError(AutoSAM2Error, RuntimeError):
+    """The smallest possible piece of work does not fit into memory.
+
+    A RuntimeError, as torch's is: nnU-Net's predictor then keeps its results on the CPU and tries again.
+    """
 
 
 def listed(items: Sequence[object]) -> str:

@@ -1,9 +1,11 @@
 """The hybrid network: a 3D UNet, SAM2 on strategic slices, and their fusion."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +14,17 @@ from torch.nn import functional as F
 from nnunet_autosam2 import weights
 from nnunet_autosam2.architectures.fusion import FixedFusion, GatedFusion, Reliability
 from nnunet_autosam2.architectures.mirrored_masks import MirroredMasks
-from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Shares
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Shares, SliceMasks
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
-from nnunet_autosam2.architectures.propagation import propagate
 from nnunet_autosam2.architectures.reconstruction import VolumeMasks, cropped, locate, reconstruct
-from nnunet_autosam2.architectures.sam2_branch import SAM2Branch, SliceMasks
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.architectures.unet import ResidualUNet3d, Size3d, UNetOutput, resize
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from nnunet_autosam2.architectures.sam2_branch import SAM2Branch
 
 CHANGEABLE = (
     "slice_fraction",
@@ -40,8 +43,11 @@ CHANGEABLE = (
 class AutoSAM2(nn.Module):
     """Segments a volume: `AutoSAM2(num_classes=4)(volume)` turns [B, 4, D, H, W] into logits of the same size.
 
-    SAM2's weights come from `load_state_dict`, from `load_sam2_weights`, or, if neither was called, from where the
-    configuration says on the first use.
+    SAM2's weights come from `load_state_dict`, from `load_sam2_weights`, or, if neither has brought them, from where
+    the configuration says on the first use.
+
+    To train it, give `training_outputs(volume)` to `AutoSAM2Loss`. A loss of the logits alone works too: it trains
+    UNet, SAM2 and gate jointly.
 
     Args:
         num_classes: output channels, background included unless `region_based`.
@@ -79,13 +85,18 @@ class AutoSAM2(nn.Module):
         self.sam2_branch: SAM2Branch | None = None
         self.fusion: FixedFusion | GatedFusion | None = None
         if self.config.uses_sam2:
+            # Not before it is needed: where nobody has initialised Hydra yet, importing sam2 does.
+            from nnunet_autosam2.architectures.sam2_branch import SAM2Branch
+
             num_regions = num_classes if self.config.region_based else num_classes - 1
             self.sam2_branch = SAM2Branch(in_channels, self.unet.middle_channels, num_regions, self.config)
+            self.sam2_branch.sam2.withhold_weights()
             if self.config.enable_unet_decoder:
                 closed = self.config.backbone_checkpoint is not None
                 self.fusion = GatedFusion(num_classes, closed) if self.config.fusion == "gated" else FixedFusion()
         self.mirrored_masks = MirroredMasks()
-        self.sam2_has_weights = False
+        self.state_was_loaded = False
+        """Whether `load_state_dict` has filled it"""
         self.set_deep_supervision(False)
 
     def forward(self, volume: Tensor, foreground: Tensor | None = None) -> Tensor | AutoSAM2Output:
@@ -108,9 +119,23 @@ class AutoSAM2(nn.Module):
         logits, shares = self._fuse(cropped(seen.logits[0], size), masks)
         return self._output(logits, unet.logits, sam2, shares)
 
+    def training_outputs(self, volume: Tensor) -> AutoSAM2Output:
+        """What `AutoSAM2Loss` trains UNet, SAM2 and gate by, as the trainer of nnU-Net does: all of their outputs.
+
+        Within DistributedDataParallel, whose own forward has to be called, `set_deep_supervision(True)` gives the same.
+        """
+        before = self.unet.deep_supervision
+        self.set_deep_supervision(True)
+        try:
+            return self(volume)
+        finally:
+            self.set_deep_supervision(before)
+
     @property
     def _trains_jointly(self) -> bool:
-        return self.config.joint_training or not self.config.enable_unet_decoder
+        """Without deep supervision the fused output is all that a loss gets to see: it trains all that trains."""
+        alone = not self.unet.deep_supervision
+        return alone or self.config.joint_training or not self.config.enable_unet_decoder
 
     @property
     def _asks_once(self) -> bool:
@@ -165,6 +190,8 @@ class AutoSAM2(nn.Module):
         volume_masks = reconstruct(masks, positions)
         if answers is not None and self._tracks:
             on_slices = torch.zeros_like(positions.covered).scatter(1, slices, prompted)
+            from nnunet_autosam2.architectures.propagation import propagate
+
             volume_masks = propagate(self._branch(), volume, features, on_slices, answers, positions, volume_masks)
         return self._sam2_masks(masks, slices, prompted), volume_masks.cropped(size)
 
@@ -195,7 +222,14 @@ class AutoSAM2(nn.Module):
                 self._with_average(masks.presence),
                 1 / (1 + masks.distance[:, None]),
             )
-            fused, sam2_weight = self.fusion(unet, sam2, reliability, self._blends(), self.config.region_based)
+            fused, sam2_weight = self.fusion(
+                unet,
+                sam2,
+                reliability,
+                self._blends(),
+                self.config.region_based,
+                gate_learns=not self.unet.deep_supervision,
+            )
             logits = torch.where(covered, fused, unet)
             return logits, Shares(sam2, sam2_weight, covered) if self.unet.deep_supervision else None
 
@@ -255,6 +289,11 @@ class AutoSAM2(nn.Module):
         """For a pass, forwards or backwards, that has run out of memory; False if no smaller ones are possible."""
         return self.sam2_branch is not None and self.sam2_branch.halve_chunks()
 
+    @property
+    def sam2_has_weights(self) -> bool:
+        """False: SAM2's weights are still to be had from where the configuration says."""
+        return self.sam2_branch is None or self.sam2_branch.sam2.has_weights
+
     def load_sam2_weights(self) -> None:
         """Fills SAM2 from the checkpoint that the configuration names.
 
@@ -263,15 +302,19 @@ class AutoSAM2(nn.Module):
         """
         assert self.sam2_branch is not None
         path = weights.locate(self.config)
-        if path is not None:
+        if path is None:
+            self.sam2_branch.sam2.allow_random_weights()
+        else:
             weights.load_into(self.sam2_branch.sam2, weights.read_checkpoint(path), path)
-        self.sam2_has_weights = True
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        had_weights = self.sam2_has_weights
         result = super().load_state_dict(*args, **kwargs)
         self.mirrored_masks.forget()
-        if not any(key.startswith("sam2_branch.sam2.") for key in result.missing_keys):
-            self.sam2_has_weights = True
+        self.state_was_loaded = True
+        if not had_weights and any(key.startswith("sam2_branch.sam2.") for key in result.missing_keys):
+            assert self.sam2_branch is not None
+            self.sam2_branch.sam2.withhold_weights()  # a part of them is none
         return result
 
     @property

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.seg_layers import HasSegLayers
+
 EMBEDDING_CHANNELS = 256
 INITIAL_SCALE = 0.1
 """Small, so that SAM2 starts close to what it was pretrained to do; not zero, so that the gradient passes."""
@@ -35,7 +37,7 @@ class SpatialAttention(nn.Module):
         return x * torch.sigmoid(self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)))
 
 
-class Bridge(nn.Module):
+class Bridge(HasSegLayers):
     """Attention, two convolutions with GroupNorm and a residual: the dense prompt, as AutoSAM learns it.
 
     Through this path the mask decoder's gradient trains the UNet (Shaharabany et al., AutoSAM, 2023). A learned
@@ -44,7 +46,7 @@ class Bridge(nn.Module):
     """
 
     def __init__(self, in_channels: int, num_regions: int, embedding_size: int) -> None:
-        super().__init__()
+        super().__init__(region_embedding=torch.zeros(num_regions, EMBEDDING_CHANNELS))
         self.embedding_size = embedding_size
         self.attention = nn.Sequential(ChannelAttention(in_channels), SpatialAttention())
         self.convolutions = nn.Sequential(
@@ -56,7 +58,6 @@ class Bridge(nn.Module):
         )
         self.residual = nn.Conv2d(in_channels, EMBEDDING_CHANNELS, 1)
         self.scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
-        self.region_embedding = nn.Parameter(torch.zeros(num_regions, EMBEDDING_CHANNELS))
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, F, H / 4, W / 4] → [N, R, 256, E, E], to be added to SAM2's own dense prompt."""

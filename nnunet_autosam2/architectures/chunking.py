@@ -13,6 +13,17 @@ from nnunet_autosam2.errors import OutOfMemoryError
 
 logger = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, HIP, XPU and MPS
+    "alloc_failed",  # cuDNN, cuBLAS, cuSPARSE, cuSOLVER, cuFFT
+    "memoryallocation",  # the CUDA runtime's cudaErrorMemoryAllocation
+    "can't allocate memory",  # torch on a CPU
+    "not enough memory",  # the same on Windows
+    "bad_alloc",  # C++
+    "could not create a memory object",  # oneDNN
+)
+"""In the messages of errors that are no class of their own"""
+
 
 class Chunked:
     """Calls a function on chunks of its arguments and joins what it returns, a NamedTuple of tensors.
@@ -23,16 +34,20 @@ class Chunked:
     Args:
         size: most of dimension 0 in a chunk.
         name: for messages.
+        unit: what dimension 0 counts, for messages.
         recompute: with gradients and more than one chunk, compute the activations within a chunk again in the
             backward pass instead of keeping them.
         size_on_gpu: in the place of `size` there, where every chunk costs the time to launch its kernels.
     """
 
-    def __init__(self, size: int, name: str, recompute: bool = True, size_on_gpu: int | None = None) -> None:
+    def __init__(
+        self, size: int, name: str, recompute: bool = True, size_on_gpu: int | None = None, unit: str = "slice"
+    ) -> None:
         self.size = size
         self.size_on_gpu = size if size_on_gpu is None else size_on_gpu
         self.name = name
         self.recompute = recompute
+        self.unit = unit
         self.at_once = size
         """What the last call has had at once"""
 
@@ -47,12 +62,12 @@ class Chunked:
             self.at_once = math.ceil(len(arguments[0]) / num_chunks)
             try:
                 return self._run(function, arguments, num_chunks)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
                 if self.at_once == 1:
                     raise OutOfMemoryError(
-                        f"Out of memory in SAM2's {self.name} with one slice at once. "
+                        f"Out of memory in SAM2's {self.name} with one {self.unit} at once. "
                         "Lower sam2_image_size or slice_fraction, or take a smaller sam2_model."
                     ) from error
             self.halve()
@@ -64,7 +79,7 @@ class Chunked:
         self.size = self.size_on_gpu = self.at_once = self.at_once // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        logger.warning("Out of memory: SAM2's %s goes on with %d slices at once.", self.name, self.size)
+        logger.warning("Out of memory: SAM2's %s goes on with %d %ss at once.", self.name, self.size, self.unit)
         return True
 
     def _run(self, function: Callable[..., tuple], arguments: tuple[Tensor, ...], num_chunks: int) -> Any:
@@ -82,5 +97,9 @@ def _join(parts: list[tuple]) -> Any:
     return type(parts[0])(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, on any device: most libraries below torch raise a plain RuntimeError for it."""
+    said = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in said for words in OUT_OF_MEMORY)
+    )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.log_odds import one_versus_rest
+from nnunet_autosam2.architectures.seg_layers import HasSegLayers
 
 CLOSEST_BLEND = 1e-3
 """A learned gate starts at least this far from 0 and 1, where its gradient would vanish."""
@@ -54,24 +55,31 @@ class FixedFusion(nn.Module):
     """One weight a class, as in the original AutoSAM2."""
 
     def forward(
-        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+        self,
+        unet: Tensor,
+        sam2: Tensor,
+        reliability: Reliability,
+        blends: Sequence[float],
+        region_based: bool,
+        gate_learns: bool = False,
     ) -> Fused:
         """
         Args:
             unet, sam2: logits [B, C, D, H, W].
             blends: the UNet's weight in each of C classes.
+            gate_learns: whether the logits pass a gradient to a learned gate.
         """
         weight = _per_class(unet, blends)
         logits = blend(unet, sam2, weight.log(), (1 - weight).log(), region_based)
         return Fused(logits, (1 - weight).expand_as(unet))
 
 
-class GatedFusion(nn.Module):
+class GatedFusion(HasSegLayers):
     """A weight for each class and voxel, learned from what both networks say and how reliable SAM2 is there.
 
     The gate is linear in its inputs and starts with zero weights: it starts at the blends exactly, and every one of
-    its weights learns from the first step on. It learns from `sam2_weight` alone, by the loss's `gate_loss`; the fused
-    logits pass no gradient to it.
+    its weights learns from the first step on. It learns from `sam2_weight` alone, by the loss's `gate_loss`, unless
+    the fused logits are all that a loss gets to see.
 
     Args:
         num_classes: C.
@@ -81,27 +89,35 @@ class GatedFusion(nn.Module):
     """
 
     def __init__(self, num_classes: int, closed: bool = False) -> None:
-        super().__init__()
-        self.opinion_weight = nn.Parameter(torch.zeros(4, num_classes))
-        self.reliability_weight = nn.Parameter(torch.zeros(len(Reliability._fields), num_classes))
-        self.bias = nn.Parameter(torch.zeros(num_classes))
-        self.opening = nn.Parameter(torch.zeros(num_classes)) if closed else None
+        super().__init__(
+            opinion_weight=torch.zeros(4, num_classes),
+            reliability_weight=torch.zeros(len(Reliability._fields), num_classes),
+            bias=torch.zeros(num_classes),
+            **({"opening": torch.zeros(num_classes)} if closed else {}),
+        )
+        self.closed = closed
 
     def forward(
-        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+        self,
+        unet: Tensor,
+        sam2: Tensor,
+        reliability: Reliability,
+        blends: Sequence[float],
+        region_based: bool,
+        gate_learns: bool = False,
     ) -> Fused:
         """As FixedFusion; the blends are where the gate starts."""
         gate = self.gate(unet, sam2, reliability, blends, region_based)
-        weight, fixed = torch.sigmoid(-gate), gate.detach()
-        blended = blend(unet, sam2, F.logsigmoid(fixed), F.logsigmoid(-fixed), region_based)
-        if self.opening is None:
+        weight, used = torch.sigmoid(-gate), gate if gate_learns else gate.detach()
+        blended = blend(unet, sam2, F.logsigmoid(used), F.logsigmoid(-used), region_based)
+        if not self.closed:
             return Fused(blended, weight)
         opening = self._open()
-        logits = unet + opening.detach() * (blended - (unet if region_based else unet.log_softmax(1)))
+        change = blended - (unet if region_based else unet.log_softmax(1))
+        logits = unet + (opening if gate_learns else opening.detach()) * change
         return Fused(logits, opening * weight)
 
     def _open(self) -> Tensor:
-        assert self.opening is not None
         return _Bounded.apply(PACE * self.opening.view(1, -1, 1, 1, 1))
 
     def gate(

@@ -5,6 +5,25 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class SliceMasks(NamedTuple):
+    """SAM2's answer on N slices and R regions."""
+
+    logits: Tensor
+    """[N, R, H, W]"""
+    predicted_iou: Tensor
+    """[N, R]"""
+    object_score: Tensor
+    """[N, R]"""
+    points: Tensor
+    """[N, R, P, 2]"""
+    labels: Tensor
+    """[N, R, P]"""
+
+    def replaced(self, asked: Tensor, answers: "SliceMasks") -> "SliceMasks":
+        """These masks with those of the slices `asked` [N] replaced by `answers`, in order."""
+        return SliceMasks(*(own.index_put((asked,), new) for own, new in zip(self, answers, strict=True)))
+
+
 class SAM2Masks(NamedTuple):
     """SAM2's own answer on the K slices that were selected; R regions (or foreground classes).
 

@@ -35,6 +35,8 @@ def propagate(
         asked: [B, D], the slices that `answers` are about.
     """
     tracked = positions.covered & (positions.distance > 0)
+    if not tracked.any():
+        return masks
     ends = _marked(positions.nearest, tracked) | _marked(positions.opposite, tracked)
     unseen = (tracked | ends) & ~asked
     embeddings = _on_all_slices(answers.embeddings, asked)
@@ -44,7 +46,7 @@ def propagate(
 
     remembered = branch.remember(_taken(embeddings, ends), _taken(predictions, ends))
     memories = _on_all_slices(remembered, ends)
-    for distance in range(1, int(positions.distance[tracked].amax()) + 1 if tracked.any() else 0):
+    for distance in range(1, int(positions.distance[tracked].amax()) + 1):
         now = tracked & (positions.distance == distance)
         sample, position = now.nonzero(as_tuple=True)
         start, end = positions.nearest[now], positions.opposite[now]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.sam2_branch import SliceMasks
+from nnunet_autosam2.architectures.outputs import SliceMasks
 
 
 class SlicePositions(NamedTuple):
@@ -72,8 +72,10 @@ def locate(slices: Tensor, prompted: Tensor, depth: int) -> SlicePositions:
 
 
 def interpolate(values: Tensor, positions: SlicePositions) -> Tensor:
-    """[B, R, K, ...] on the selected slices → [B, R, D, ...] on all of them, linearly."""
-    return torch.einsum("bdk,brk...->brd...", positions.weights.to(values.dtype), values)
+    """[B, R, K, ...] on the selected slices → [B, R, D, ...] on all of them, linearly, in float32 or more."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    with torch.autocast(values.device.type, enabled=False):  # it would make half precision of the masks
+        return torch.einsum("bdk,brk...->brd...", positions.weights.to(dtype), values.to(dtype))
 
 
 def reconstruct(masks: SliceMasks, positions: SlicePositions) -> VolumeMasks:

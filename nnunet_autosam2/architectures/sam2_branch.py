@@ -13,32 +13,16 @@ from nnunet_autosam2.architectures.bridge import Bridge
 from nnunet_autosam2.architectures.chunking import Chunked
 from nnunet_autosam2.architectures.mask_decoder import MaskPrediction
 from nnunet_autosam2.architectures.mri_to_rgb import MRIToRGB
-from nnunet_autosam2.architectures.prompts import Prompts, generate_prompts
+from nnunet_autosam2.architectures.outputs import SliceMasks
+from nnunet_autosam2.architectures.prompts import THRESHOLD, Prompts, generate_prompts
 from nnunet_autosam2.architectures.sam2_model import SAM2, ImageEmbeddings, Memory, supports_bfloat16
 from nnunet_autosam2.architectures.tuning import ENCODER_TRAINS, set_tuning
 from nnunet_autosam2.config import AutoSAM2Config
 
+MASKS_PER_SLICE = 3
+"""For which prompts are made at once, times the slices that SAM2 gets at once"""
 CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 are not told apart in a mask prompt."""
-
-
-class SliceMasks(NamedTuple):
-    """Of N slices and R regions."""
-
-    logits: Tensor
-    """[N, R, H, W]"""
-    predicted_iou: Tensor
-    """[N, R]"""
-    object_score: Tensor
-    """[N, R]"""
-    points: Tensor
-    """[N, R, P, 2]"""
-    labels: Tensor
-    """[N, R, P]"""
-
-    def replaced(self, asked: Tensor, answers: "SliceMasks") -> "SliceMasks":
-        """These masks with those of the slices `asked` [N] replaced by `answers`, in order."""
-        return SliceMasks(*(own.index_put((asked,), new) for own, new in zip(self, answers, strict=True)))
 
 
 class Answers(NamedTuple):
@@ -69,6 +53,8 @@ class SAM2Branch(nn.Module):
         size, size_on_gpu = config.slices_at_once
         self.encoder_chunks = Chunked(size, "image encoder", recompute=not self.encoder_trains, size_on_gpu=size_on_gpu)
         self.decoder_chunks = Chunked(size, "mask decoder", size_on_gpu=size_on_gpu)
+        masks, masks_on_gpu = MASKS_PER_SLICE * size, MASKS_PER_SLICE * size_on_gpu
+        self.prompt_chunks = Chunked(masks, "prompts", recompute=False, size_on_gpu=masks_on_gpu, unit="mask")
 
     def forward(self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config) -> Answers:
         """
@@ -79,9 +65,7 @@ class SAM2Branch(nn.Module):
             config: which prompts.
         """
         # First, as they wait for what a GPU has been given to do.
-        prompts = generate_prompts(
-            probabilities.flatten(0, 1), config.num_positive_points, config.num_negative_points, box=config.box_prompt
-        )
+        prompts = self.prompts(probabilities, config)
         embeddings = self.encode(slices)
         dense = (features, probabilities) if config.mask_prompt else (features,)
         return self.decode(embeddings, prompts, dense, probabilities.shape)
@@ -94,6 +78,20 @@ class SAM2Branch(nn.Module):
     def halve_chunks(self) -> bool:
         """After a pass that has run out of memory; False if it went slice by slice already."""
         return self.encoder_chunks.halve() | self.decoder_chunks.halve()
+
+    def prompts(self, probabilities: Tensor, config: AutoSAM2Config) -> Prompts:
+        """For N · R masks, from probabilities [N, R, H, W]."""
+        masks = probabilities.flatten(0, 1)
+        generate = partial(
+            generate_prompts,
+            num_positive=config.num_positive_points,
+            num_negative=config.num_negative_points,
+            box=config.box_prompt,
+        )
+        # Masks of like area together: in a chunk the largest decides what all of them cost.
+        order = (masks > THRESHOLD).flatten(1).sum(1).argsort()
+        ordered = self.prompt_chunks(generate, masks[order])
+        return Prompts(*(values[order.argsort()] for values in ordered))
 
     def encode(self, slices: Tensor) -> ImageEmbeddings:
         """[N, C, H, W] → embeddings in the precision that they were computed with."""

@@ -1,9 +1,13 @@
 """SAM2 as its package builds it, with the names of official checkpoints, for batches of slices with their prompts."""
 
+from pathlib import Path
 from typing import NamedTuple
 
+import sam2
 import torch
-from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,6 +48,8 @@ class SAM2(SAM2Base):
     Made by `SAM2.build`. The weights are random until a checkpoint is loaded.
     """
 
+    no_mem_embed: nn.Parameter
+
     @classmethod
     def build(cls, model: str, image_size: int, *, memory: bool = False) -> "SAM2":
         """
@@ -52,25 +58,38 @@ class SAM2(SAM2Base):
             image_size: side length S of the images in pixels.
             memory: keep the parts for video, which `remember` and `recall` need.
         """
+        # Not by the package's build_sam2: it asks Hydra's global state, which may be an application's.
         config_file, _ = HF_MODEL_ID_TO_FILENAMES[f"facebook/{model}"]
-        sam2 = build_sam2(
-            config_file,
-            device="cpu",
-            hydra_overrides_extra=[
-                f"++model._target_={cls.__module__}.{cls.__qualname__}",
-                f"++model.image_size={image_size}",
-            ],
-            apply_postprocessing=False,
-        )
-        skip_padding(sam2.image_encoder.trunk)
-        sam2.sam_mask_decoder.__class__ = BatchedMaskDecoder
-        neck = sam2.image_encoder.neck
-        sam2.image_positions, neck.position_encoding = neck.position_encoding, NoPositions()
-        sam2.image_positions.cache.clear()  # with a GPU it holds those of 1024 pixels
+        config = OmegaConf.load(Path(sam2.__path__[0], config_file)).model
+        config._target_ = f"{cls.__module__}.{cls.__qualname__}"
+        config.image_size = image_size
+        built = instantiate(config).eval()
+        skip_padding(built.image_encoder.trunk)
+        built.sam_mask_decoder.__class__ = BatchedMaskDecoder
+        neck = built.image_encoder.neck
+        built.image_positions, neck.position_encoding = neck.position_encoding, NoPositions()
+        built.image_positions.cache.clear()  # with a GPU it holds those of 1024 pixels
         if not memory:
-            for name in VIDEO_MEMORY & {*sam2._parameters, *sam2._modules}:
-                delattr(sam2, name)
-        return sam2
+            for name in VIDEO_MEMORY & {*built._parameters, *built._modules}:
+                delattr(built, name)
+        return built
+
+    @property
+    def has_weights(self) -> bool:
+        """False from `withhold_weights` until a checkpoint or a state dict has filled it."""
+        return not bool(self.no_mem_embed.isnan().any())
+
+    @torch.no_grad()
+    def withhold_weights(self) -> None:
+        """Keeps random weights from being taken for a checkpoint's: every mask is NaN, from a state dict as well."""
+        if self.has_weights:
+            self.register_buffer("random_no_mem_embed", self.no_mem_embed.clone(), persistent=False)
+        self.no_mem_embed.fill_(torch.nan)
+
+    @torch.no_grad()
+    def allow_random_weights(self) -> None:
+        """Takes `withhold_weights` back."""
+        self.no_mem_embed.copy_(self.random_no_mem_embed)
 
     def encode(self, images: Tensor) -> ImageEmbeddings:
         """[N, 3, S, S], normalised → embeddings for the mask decoder."""

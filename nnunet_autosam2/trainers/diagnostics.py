@@ -93,16 +93,18 @@ class HybridProgress:
 
     def mean_dice(self, half: str) -> np.ndarray:
         """Over the classes, one an epoch."""
-        columns = [self.columns.index(f"{half} {name}") for name in self.classes]
-        values = np.ma.masked_invalid(np.array(self.rows)[:, columns])
-        return values.mean(axis=1).filled(np.nan)
+        return np.ma.masked_invalid(self._dice(half)).mean(axis=1).filled(np.nan)
+
+    def _dice(self, half: str) -> np.ndarray:
+        """[epochs, classes]"""
+        return np.array(self.rows)[:, [self.columns.index(f"{half} {name}") for name in self.classes]]
 
     @property
     def fusion_harms(self) -> bool:
-        """The last ten epochs, the fusion was below the UNet alone."""
-        if len(self.rows) < PATIENCE:
-            return False
-        return bool((self.mean_dice("fused")[-PATIENCE:] < self.mean_dice("UNet")[-PATIENCE:]).all())
+        """The last ten epochs that tell, the fusion was below the UNet alone in the mean of what both have defined."""
+        difference = self._dice("fused") - self._dice("UNet")
+        telling = difference[~np.isnan(difference).all(axis=1)][-PATIENCE:]
+        return len(telling) == PATIENCE and bool((np.nanmean(telling, axis=1) < 0).all())
 
     def _draw(self) -> None:
         figure = Figure(figsize=(9, 7), layout="constrained")

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+
+def defined_ema(values: Sequence[float]) -> list[float]:
+    """nnU-Net's exponential moving average of what is defined; NaN where a value is NaN.
+
+    nnU-Net's own stays NaN for good after the first one, such as the pseudo Dice of an epoch without foreground.
+    """
+    averages: list[float] = []
+    last = math.nan
+    for value in values:
+        if value == value:
+            last = value if math.isnan(last) else last * 0.9 + 0.1 * value
+        averages.append(last if value == value else math.nan)
+    return averages
 
 
 @dataclass(frozen=True)
@@ -21,14 +36,15 @@ class EarlyStopping:
         """Epochs since the best value or since `armed_from_epoch`, whichever is later.
 
         Args:
-            history: nnU-Net's `ema_fg_dice`, one value an epoch. NaN is never an improvement.
+            history: of `defined_ema`, one value an epoch. NaN, undefined, counts neither as progress nor against it.
         """
         best_epoch = max(
             (epoch for epoch, value in enumerate(history) if value == value),
             key=lambda epoch: history[epoch],  # the first of equal values, as only a better one is an improvement
             default=0,
         )
-        return max(len(history) - 1 - max(best_epoch, self.armed_from_epoch), 0)
+        waited = history[max(best_epoch, self.armed_from_epoch) + 1 :]
+        return sum(value == value for value in waited)
 
     def should_stop(self, history: Sequence[float]) -> bool:
         """True once `patience` epochs have brought no improvement."""

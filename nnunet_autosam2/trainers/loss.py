@@ -18,6 +18,8 @@ from nnunet_autosam2.errors import ConfigurationError
 if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+    from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+
 DICE_SMOOTHING = 1e-5  # nnU-Net's
 IOU_WEIGHT = OBJECT_WEIGHT = 1 / 20  # Ravi et al. 2024, SAM 2, appendix: focal, Dice, IoU, object as 20:1:1:1
 
@@ -121,6 +123,8 @@ class AutoSAM2Loss(nn.Module):
 
     Args:
         gated: the fusion has a gate, which learns from nothing but its own term.
+        sample_weight: of this process's samples. Distributed data parallel takes the mean over processes, in which a
+            sample would count the more the fewer its process has: see `sample_weight_of`.
     """
 
     def __init__(
@@ -129,16 +133,23 @@ class AutoSAM2Loss(nn.Module):
         unet_loss_weight: float = 1.0,
         sam2_loss_weight: float = 1.0,
         gated: bool = True,
+        sample_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.segmentation = segmentation
+        self.sample_weight = sample_weight
         self.unet_loss_weight = unet_loss_weight
         self.sam2_loss_weight = sam2_loss_weight
         self.gated = gated
 
     @classmethod
     def from_config(
-        cls, config: AutoSAM2Config, label_manager: LabelManager, batch_dice: bool, ddp: bool
+        cls,
+        config: AutoSAM2Config,
+        label_manager: LabelManager,
+        batch_dice: bool,
+        ddp: bool,
+        sample_weight: float = 1.0,
     ) -> AutoSAM2Loss:
         """Raises ConfigurationError when the number of class weights does not fit the data set."""
         segmentation = WeightedBCEDiceLoss(
@@ -151,6 +162,25 @@ class AutoSAM2Loss(nn.Module):
             batch_dice=batch_dice,
             ddp=ddp,
         )
+        gated = config.fusion == "gated"
+        return cls(segmentation, config.unet_loss_weight, config.sam2_loss_weight, gated, sample_weight)
+
+    @classmethod
+    def for_network(cls, network: AutoSAM2, ignore_label: int | None = None) -> AutoSAM2Loss:
+        """The loss by which nnU-Net's trainer would train `network`, for trainings without nnU-Net.
+
+        Raises:
+            ConfigurationError: when the number of class weights is not that of the network's outputs.
+        """
+        config = network.config
+        segmentation = WeightedBCEDiceLoss(
+            network.num_classes,
+            region_based=config.region_based,
+            ignore_label=ignore_label,
+            bce_weight=config.bce_weight,
+            dice_weight=config.dice_weight,
+            class_weights=config.class_weights,
+        )
         return cls(segmentation, config.unet_loss_weight, config.sam2_loss_weight, config.fusion == "gated")
 
     def forward(self, output: AutoSAM2Output | Tensor, target: Sequence[Tensor] | Tensor) -> Tensor:
@@ -158,22 +188,25 @@ class AutoSAM2Loss(nn.Module):
         Args:
             output: of the network, or logits alone.
             target: nnU-Net's list, full resolution first, with one for each output of the UNet (coarser ones are
-                left out); one tensor for logits alone.
+                left out); or that of full resolution alone.
         """
+        return self.sample_weight * self._sum(output, target)
+
+    def _sum(self, output: AutoSAM2Output | Tensor, target: Sequence[Tensor] | Tensor) -> Tensor:
         if isinstance(output, Tensor):
             return self.segmentation(output, target if isinstance(target, Tensor) else target[0])
-        assert not isinstance(target, Tensor)
-        unet_loss = self.deep_supervision(output.unet, target)
+        targets = at_all_scales(target, output.unet) if isinstance(target, Tensor) else target
+        unet_loss = self.deep_supervision(output.unet, targets)
         if output.sam2 is None:
             return unet_loss
         loss = (
-            self.segmentation(output.logits, target[0])
+            self.segmentation(output.logits, targets[0])
             + self.unet_loss_weight * unet_loss
-            + self.sam2_loss_weight * self.sam2(output.sam2, target[0])
+            + self.sam2_loss_weight * self.sam2(output.sam2, targets[0])
         )
         if not self.gated or output.shares is None:
             return loss
-        truth, counted = self.segmentation.encode(target[0])
+        truth, counted = self.segmentation.encode(targets[0])
         return loss + gate_loss(
             output.shares, output.unet[0], output.logits, truth, counted, self.segmentation.region_based
         )
@@ -198,6 +231,25 @@ class AutoSAM2Loss(nn.Module):
             + IOU_WEIGHT * iou_loss(masks.predicted_iou, logits, truth, counted)
             + OBJECT_WEIGHT * object_loss(masks.object_score, truth, counted)
         )
+
+
+def at_all_scales(target: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+    """A target `[B, C, D, H, W]` in the size of each of the outputs, by the nearest voxel, as nnU-Net does it."""
+    return [
+        target
+        if logits.shape[2:] == target.shape[2:]
+        else F.interpolate(target.float(), logits.shape[2:], mode="nearest-exact").to(target.dtype)
+        for logits in outputs
+    ]
+
+
+def sample_weight_of(batch_size: int, num_processes: int, total_batch_size: int) -> float:
+    """What samples of a process with `batch_size` of all samples have to weigh for each to count the same.
+
+    >>> [sample_weight_of(size, 2, 3) for size in (2, 1)]  # means of 2 and 1 samples, and then of both processes
+    [1.3333333333333333, 0.6666666666666666]
+    """
+    return batch_size * num_processes / total_batch_size
 
 
 def iou_loss(predicted_iou: Tensor, logits: Tensor, truth: Tensor, counted: Tensor) -> Tensor:

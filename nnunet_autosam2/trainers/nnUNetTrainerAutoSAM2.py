@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,10 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+from nnunet_autosam2.architectures.chunking import is_out_of_memory
 from nnunet_autosam2.architectures.mri_to_rgb import choose_rgb_channels
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
@@ -25,13 +29,18 @@ from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, TrainingEr
 from nnunet_autosam2.staging import remove_unfinished, replaced_file
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
 from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, counts_of_halves
-from nnunet_autosam2.trainers.early_stopping import EarlyStopping
+from nnunet_autosam2.trainers.early_stopping import EarlyStopping, defined_ema
 from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, LeftOutSteps
-from nnunet_autosam2.trainers.loss import AutoSAM2Loss
+from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
+from nnunet_autosam2.trainers.resuming import changes, require_same_structure
 
 TEST_RUN = AutoSAM2Config(num_epochs=2, num_iterations_per_epoch=10, num_val_iterations_per_epoch=2)
 TEST_RUN_CASES = 4
+OUT_OF_MEMORY = (
+    "Out of memory. Lower sam2_image_size or slice_fraction, or the batch or patch size in a configuration of "
+    "`autosam2 configure`. The checkpoints are good."
+)
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
 
 
@@ -48,6 +57,11 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     """
 
     parameters: ClassVar[Mapping[str, Any]] = {}
+
+    network: Any
+    grad_scaler: torch.amp.GradScaler | None
+    my_init_kwargs: dict[str, Any]
+    _best_ema: float | None
 
     def __init__(
         self,
@@ -66,7 +80,6 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         lengths = TEST_RUN if self.config.test_run else self.config
         for name in LENGTHS:
             setattr(self, name, getattr(lengths, name) or getattr(self, name))
-        self.resumes_from_checkpoint = False
         self.progress: HybridProgress | None = None
         self.left_out_steps = LeftOutSteps()
 
@@ -115,9 +128,10 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     @property
     def autosam2(self) -> AutoSAM2:
         """The network without distributed data parallel around it."""
-        return self.network.module if self.is_ddp else self.network
+        return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
 
     def initialize(self) -> None:
+        atexit.register(_remove_run_that_never_started, Path(self.log_file))
         with self._removing_empty_run():
             super().initialize()
         if super()._do_i_compile():
@@ -136,19 +150,15 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             with exit_on_user_error():
                 yield
         except SystemExit:
-            self._remove_empty_run()
+            _remove_run(Path(self.log_file))
             raise
 
-    def _remove_empty_run(self) -> None:
-        Path(self.log_file).unlink(missing_ok=True)
-        fold_folder = Path(self.output_folder)
-        for folder in (fold_folder, *list(fold_folder.parents)[:2]):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-
     def _build_loss(self) -> AutoSAM2Loss:
+        plans, weight = self.configuration_manager, 1.0
+        if self.is_ddp:
+            weight = sample_weight_of(self.batch_size, torch.distributed.get_world_size(), plans.batch_size)
         return AutoSAM2Loss.from_config(
-            self.config, self.label_manager, self.configuration_manager.batch_dice, self.is_ddp
+            self.config, self.label_manager, plans.batch_dice, self.is_ddp, sample_weight=weight
         ).to(self.device)
 
     def configure_optimizers(self) -> tuple[FiniteAdamW, IterationOneCycleLR]:
@@ -184,16 +194,14 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
 
     def _load_initial_weights(self) -> None:
         """Unless a checkpoint of this network is there already, by `--c` or by `-pretrained_weights`."""
-        if self.resumes_from_checkpoint or self.autosam2.sam2_has_weights:
-            return
-        if self.config.backbone_checkpoint is not None:
+        if self.config.backbone_checkpoint is not None and not self.autosam2.state_was_loaded:
             folder, named = Path(self.output_folder), self.config.backbone_checkpoint
             configurations = self.plans_manager.plans["configurations"]
             path = find_baseline(folder, configurations) if named == "auto" else Path(named).expanduser()
             assert isinstance(self.autosam2.unet, PlannedUNet)
             load_backbone(self.autosam2.unet.network, path, self.configuration_manager.configuration, self.dataset_json)
             self.print_to_log_file(f"The backbone starts from {path}.")
-        if self.config.uses_sam2:
+        if not self.autosam2.sam2_has_weights:
             self.autosam2.load_sam2_weights()
 
     def _refuse_other_config_of_same_model(self) -> None:
@@ -215,10 +223,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         taken_before = self.optimizer.num_taken
         while (result := self._step_within_memory(batch)) is None:
             if not self.autosam2.halve_chunks():
-                raise TrainingError(
-                    "Out of memory. Lower sam2_image_size or slice_fraction, or the batch or patch size in a "
-                    "configuration of `autosam2 configure`. The checkpoints are good."
-                )
+                raise TrainingError(OUT_OF_MEMORY)
         self.lr_scheduler.step()
         self.left_out_steps.add(self.optimizer.num_taken > taken_before)
         return result
@@ -228,10 +233,19 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         taken_before = self.optimizer.num_taken
         try:
             return super().train_step(batch)
-        except torch.OutOfMemoryError:
-            if self.is_ddp or self.optimizer.num_taken > taken_before:
+        except (RuntimeError, MemoryError) as error:
+            tried_chunks_of_one = isinstance(error, AutoSAM2Error)
+            changed = self.is_ddp or self.optimizer.num_taken > taken_before
+            if tried_chunks_of_one or changed or not is_out_of_memory(error):
                 raise
-            return None
+        self._renew_grad_scaler()
+        return None
+
+    def _renew_grad_scaler(self) -> None:
+        """It refuses a step that it has begun, by unscaling the gradients, and that did not come to its end."""
+        if self.grad_scaler is not None and (state := self.grad_scaler.state_dict()):
+            self.grad_scaler = torch.amp.GradScaler(self.device.type)
+            self.grad_scaler.load_state_dict(state)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         if self.left_out_steps.total:
@@ -240,7 +254,27 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
                 "their loss or gradients were not finite."
             )
             self.left_out_steps.reset()
-        super().on_train_epoch_end([output for output in train_outputs if np.isfinite(output["loss"])] or train_outputs)
+        super().on_train_epoch_end(self._with_finite_losses(train_outputs))
+
+    def _with_finite_losses(self, train_outputs: list[dict]) -> list[dict]:
+        """Losses that are not finite become the mean of those that are, in all processes.
+
+        None is left out: nnU-Net stacks the lists of all processes, which have to have the same length.
+        """
+        losses = np.ravel(self._gathered([output["loss"] for output in train_outputs]))
+        finite = losses[np.isfinite(losses)]
+        if not len(finite):
+            return train_outputs
+        mean = np.asarray(finite.mean(), dtype=finite.dtype)
+        return [output if np.isfinite(output["loss"]) else {**output, "loss": mean} for output in train_outputs]
+
+    def _gathered(self, value: Any) -> list:
+        """Of all processes."""
+        if not self.is_ddp:
+            return [value]
+        values: list = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's, and the same counts for the UNet and SAM2 alone."""
@@ -253,13 +287,11 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         super().on_validation_epoch_end(val_outputs)
+        self._keep_ema_defined()
         if not set(COUNTED) <= set(val_outputs[0]):
             return
         means = {key: np.mean([output[key] for output in val_outputs], axis=0) for key in COUNTED}
-        if self.is_ddp:
-            gathered: list = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(gathered, means)
-            means = {key: np.mean([other[key] for other in gathered], axis=0) for key in COUNTED}
+        means = {key: np.mean([other[key] for other in self._gathered(means)], axis=0) for key in COUNTED}
         if self.local_rank == 0:
             if self.progress is None:
                 labels = {k: v for k, v in self.dataset_json["labels"].items() if k not in ("background", "ignore")}
@@ -269,11 +301,32 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             for line in self.progress.add(self.current_epoch, means, fused):
                 self.print_to_log_file(line)
 
+    def _keep_ema_defined(self) -> None:
+        """By it nnU-Net chooses the best checkpoint, and once NaN its own stays so."""
+        pseudo_dice = self.logger.get_value("mean_fg_dice", step=None)
+        if math.isnan(pseudo_dice[-1]):
+            self.print_to_log_file(
+                "The pseudo Dice of this epoch is undefined: its validation batches have no foreground, and none was "
+                "predicted. It counts neither as progress nor against the patience."
+            )
+        averages = self.logger.get_value("ema_fg_dice", step=None)
+        if math.isnan(averages[-1]):
+            averages[-1] = next((value for value in reversed(defined_ema(pseudo_dice)) if value == value), math.nan)
+
     def on_epoch_start(self) -> None:
         early_stopping = EarlyStopping(self.config.early_stopping_patience, self.lr_scheduler.warmup_epochs)
-        if early_stopping.should_stop(self.logger.get_value("ema_fg_dice", step=None)):
+        if early_stopping.should_stop(defined_ema(self.logger.get_value("mean_fg_dice", step=None))):
             raise PatienceExhausted
         super().on_epoch_start()
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        self._let_any_value_be_better()
+
+    def _let_any_value_be_better(self) -> None:
+        """Than an average of nothing, NaN, to which nnU-Net compares nothing as better."""
+        if self._best_ema is not None and math.isnan(self._best_ema):
+            self._best_ema = -math.inf
 
     def run_training(self) -> None:
         with exit_on_user_error():
@@ -282,6 +335,11 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             except AutoSAM2Error:
                 self._end_data_loaders()
                 raise
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._end_data_loaders()
+                raise TrainingError(OUT_OF_MEMORY) from error
 
     def _end_data_loaders(self) -> None:
         """Left alone, they would end after the main process has closed its queues, with a traceback of their own."""
@@ -324,9 +382,51 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
                 "make room and go on with --c."
             ) from error
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        self.resumes_from_checkpoint = True
-        if isinstance(filename_or_checkpoint, str):
-            with exit_on_user_error():
-                require_nnunet_checkpoint(Path(filename_or_checkpoint))
-        super().load_checkpoint(filename_or_checkpoint)
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's, without distributed data parallel, which exchanges buffers in a forward pass of all processes.
+
+        They predict different numbers of cases: a process that has none would let the others wait.
+        """
+        wrapped, self.network = self.network, self.autosam2
+        try:
+            super().perform_actual_validation(save_probabilities)
+        finally:
+            self.network = wrapped
+
+    def load_checkpoint(self, *arguments: Any, **named: Any) -> None:
+        """nnU-Net's, whose one argument has had several names.
+
+        Parameters that have changed since count as they are now, learning rates and weight decay among them, which the
+        optimizer's state would bring back.
+        """
+        (source,) = (*arguments, *named.values())
+        with self._removing_empty_run():
+            content = source if isinstance(source, dict) else require_nnunet_checkpoint(Path(source))
+            plans, configuration = (content["init_args"][key] for key in ("plans", "configuration"))
+            before = AutoSAM2Config.from_dict(plans["configurations"][configuration].get(PLANS_KEY, {}))
+            require_same_structure(before, self.config)
+        if not self.was_initialized:
+            self.initialize()
+        for line in changes(before, self.config):
+            self.print_to_log_file(line)
+        init_arguments = self.my_init_kwargs
+        hyperparameters = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        super().load_checkpoint(source if isinstance(source, dict) else str(source))
+        self.my_init_kwargs = init_arguments
+        for group, own in zip(self.optimizer.param_groups, hyperparameters, strict=True):
+            group.update(own)
+        self._let_any_value_be_better()
+
+
+def _remove_run(log_file: Path) -> None:
+    """The log of a run, and the folders of fold, model and data set where it was all they had."""
+    log_file.unlink(missing_ok=True)
+    for folder in list(log_file.parents)[:3]:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _remove_run_that_never_started(log_file: Path) -> None:
+    """As when nnU-Net refuses `-pretrained_weights`: all it has left is its log."""
+    if log_file.is_file() and list(log_file.parent.iterdir()) == [log_file]:
+        _remove_run(log_file)

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_autosam2 import AutoSAM2
-from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
+from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss, sample_weight_of
 
 MODES = {
     "hybrid": {},
@@ -43,17 +42,28 @@ def make(seed: int, mode: str) -> AutoSAM2:
     return network
 
 
-def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A sample for each process."""
+def batch(step: int, size: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
-    volume = torch.randn(2, 1, 16, 16, 16, generator=generator)
-    return volume, (torch.rand(2, 3, 16, 16, 16, generator=generator) > 0.7).float()
+    volume = torch.randn(size, 1, 16, 16, 16, generator=generator)
+    return volume, (torch.rand(size, 3, 16, 16, 16, generator=generator) > 0.7).float()
 
 
-def loss_of(network: nn.Module, volume: torch.Tensor, target: torch.Tensor, ddp: bool, batch_dice: bool):
-    loss = AutoSAM2Loss(WeightedBCEDiceLoss(3, region_based=True, batch_dice=batch_dice, ddp=ddp))
-    output = network(volume)
-    return loss(output, [F.interpolate(target, logits.shape[2:]) for logits in output.unet])
+def share(rank: int, values: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What process `rank` of two gets of a batch: the first one gets more of an odd number, as in nnU-Net."""
+    volume, target = (parts.tensor_split(2)[rank] for parts in values)
+    return volume, target
+
+
+def loss_of(
+    network: nn.Module,
+    volume: torch.Tensor,
+    target: torch.Tensor,
+    ddp: bool,
+    batch_dice: bool,
+    sample_weight: float = 1.0,
+) -> torch.Tensor:
+    segmentation = WeightedBCEDiceLoss(3, region_based=True, batch_dice=batch_dice, ddp=ddp)
+    return AutoSAM2Loss(segmentation, sample_weight=sample_weight)(network(volume), target)
 
 
 def train(rank: int, mode: str) -> AutoSAM2:
@@ -62,18 +72,20 @@ def train(rank: int, mode: str) -> AutoSAM2:
     parallel = DistributedDataParallel(network)
     optimizer = torch.optim.AdamW([p for p in parallel.parameters() if p.requires_grad], lr=1e-3)
     for step in range(10):
-        volume, target = (values[rank : rank + 1] for values in batch(step))
+        volume, target = share(rank, batch(step))
         optimizer.zero_grad()
         loss_of(parallel, volume, target, ddp=True, batch_dice=True).backward()
         optimizer.step()
     return network
 
 
-def first_step(rank: int, mode: str, batch_dice: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def first_step(rank: int, mode: str, batch_dice: bool, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss, as the mean of the two processes, and gradients of what trains."""
     network = make(0, mode)
     parallel = DistributedDataParallel(network)
-    loss = loss_of(parallel, *(values[rank : rank + 1] for values in batch(0)), ddp=True, batch_dice=batch_dice)
+    volume, target = share(rank, batch(0, size))
+    weight = sample_weight_of(len(volume), 2, size)
+    loss = loss_of(parallel, volume, target, ddp=True, batch_dice=batch_dice, sample_weight=weight)
     loss.backward()
     mean = loss.detach()
     torch.distributed.all_reduce(mean)
@@ -92,7 +104,12 @@ def gather(network: AutoSAM2) -> list[torch.Tensor]:
     return both
 
 
-JOINT = [(mode, batch_dice) for mode in ("hybrid", "UNet only", "SAM2 only") for batch_dice in (True, False)]
+JOINT = [
+    (mode, batch_dice, size)
+    for mode in ("hybrid", "UNet only", "SAM2 only")
+    for batch_dice in (True, False)
+    for size in ((2, 3) if mode == "hybrid" else (2,))
+]
 
 
 @pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
@@ -103,10 +120,10 @@ def test_two_processes_stay_identical_and_compute_what_one_does(tmp_path):
         for mode in MODES:
             network = train(0, mode)
             assert torch.equal(*gather(network)), mode
-        for mode, batch_dice in JOINT:
-            loss, gradient = first_step(0, mode, batch_dice)
+        for mode, batch_dice, size in JOINT:
+            loss, gradient = first_step(0, mode, batch_dice, size)
             network = make(0, mode)
-            joint = loss_of(network, *batch(0), ddp=False, batch_dice=batch_dice)
+            joint = loss_of(network, *batch(0, size), ddp=False, batch_dice=batch_dice)
             joint.backward()
             torch.testing.assert_close(loss, joint.detach(), rtol=0, atol=1e-5)
             torch.testing.assert_close(gradient, gradients(network), rtol=1e-3, atol=1e-5)
@@ -120,6 +137,6 @@ if __name__ == "__main__":
     join(1, sys.argv[1])
     for mode in MODES:
         gather(train(1, mode))
-    for mode, batch_dice in JOINT:
-        first_step(1, mode, batch_dice)
+    for mode, batch_dice, size in JOINT:
+        first_step(1, mode, batch_dice, size)
     torch.distributed.destroy_process_group()

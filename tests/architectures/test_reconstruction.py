@@ -76,3 +76,12 @@ def test_object_scores_are_interpolated_as_probabilities():
     volume = reconstruct(masks, locate(torch.tensor([[0, 2]]), torch.ones(1, 2, dtype=torch.bool), 3))
     assert volume.predicted_iou[0, 0].tolist() == pytest.approx([0.2, 0.4, 0.6])
     assert volume.presence[0, 0, 1] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_mixed_precision_rounds_nothing(dtype):
+    masks = torch.randn(2, 3, 4, 5, 6)
+    positions = locate(SLICES, ALL, DEPTH)
+    with torch.autocast("cpu", dtype=dtype):
+        interpolated = interpolate(masks, positions)
+    assert torch.equal(interpolated, interpolate(masks, positions))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +237,28 @@ class TestRefused:
         assert "tumor_blend: 0.5 there, 0.9 here" in output
         assert "Traceback" not in output
         assert (trained / "plans.json").read_bytes() == trained_plans
+
+
+def test_two_processes_with_a_loss_that_is_not_finite_in_one_and_more_processes_than_cases(extended) -> None:
+    """Fold 2 has one case to validate; `--val` is the first thing that these two processes predict together."""
+    trainer, script = "nnUNetTrainerAutoSAM2_TwoCPUs", Path(__file__).with_name("two_processes.py")
+    extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", "two", "num_epochs=1")
+    folder = extended.results(trainer, "two") / "fold_2"
+    for port, flags in (("29631", ()), ("29632", ("--val",))):
+        shutil.rmtree(folder / "validation", ignore_errors=True)
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        workspace = replace(extended, environment={**extended.environment, **address})
+        command = (sys.executable, script, *("900", "two", "2", trainer, *flags))
+        both = [workspace.start(*command[:2], str(rank), *command[2:]) for rank in (0, 1)]
+        try:
+            outputs = [process.communicate(timeout=240)[0] for process in both]
+        finally:
+            for process in both:
+                process.kill()
+        assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)[-5000:]
+        assert (folder / "validation" / "summary.json").is_file()
+    losses = checkpoint(folder / "checkpoint_final.pth")["logging"]["train_losses"]
+    assert np.isfinite(losses).all()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -1,0 +1,21 @@
+"""AutoSAM2 in distributed training without GPUs, see two_processes.py."""
+
+import torch
+
+from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
+
+
+class nnUNetTrainerAutoSAM2_TwoCPUs(nnUNetTrainerAutoSAM2):
+    """With images that are not finite in the second step of each epoch, in the second process alone."""
+
+    step = 0
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.device, self.grad_scaler = torch.device("cpu"), None
+
+    def train_step(self, batch: dict) -> dict:
+        if self.local_rank == 1 and self.step % self.num_iterations_per_epoch == 1:
+            batch["data"] = torch.full_like(batch["data"], float("nan"))
+        self.step += 1
+        return super().train_step(batch)

@@ -1,0 +1,24 @@
+"""One of two processes in which nnU-Net trains with `-num_gpus 2`, on CPUs: by gloo in the place of NCCL.
+
+Usage: python two_processes.py RANK DATASET CONFIGURATION FOLD TRAINER [--val]
+"""
+
+import sys
+
+import torch
+from nnunetv2.run import run_training
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
+from torch.nn.parallel import DistributedDataParallel
+
+rank, dataset, configuration, fold, trainer, *flags = sys.argv[1:]
+torch.set_num_threads(1)
+torch.cuda.set_device = lambda _device: None
+trainer_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
+run_training.setup_ddp = lambda rank, world_size: torch.distributed.init_process_group(
+    "gloo", rank=rank, world_size=world_size
+)
+
+if __name__ == "__main__":  # nnU-Net's workers import this file
+    names = (dataset, configuration, int(fold), trainer, "nnUNetPlans")
+    options = {"disable_checkpointing": False, "c": False, "val": "--val" in flags, "pretrained_weights": None}
+    run_training.run_ddp(int(rank), *names, **options, npz=False, val_with_best=False, world_size=2)
