@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.autosam2 import take_slices
+from nnunet_autosam2.architectures.fusion import PACE, GatedFusion
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.errors import ConfigurationError, WeightsError
@@ -391,6 +392,40 @@ def test_the_unet_trains_as_it_would_without_sam2(make_network, fusion, region_b
     alone, beside, jointly = (unet_after_training(network) for network in networks)
     assert all(torch.equal(alone[name], beside[name]) for name in alone)
     assert not any(torch.equal(alone[name], jointly[name]) for name in alone if name.endswith("conv.weight"))
+
+
+@EVERY_MODE
+@REGIONS_AND_LABELS
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_loss_of_the_logits_alone_trains_what_they_are_made_of(make_network, mode, region_based, closed):
+    """As whoever trains without nnU-Net may do it."""
+    network = make_network(region_based=region_based, **MODES[mode])
+    if closed and mode == "hybrid":
+        network.fusion = GatedFusion(3, closed=True)
+        torch.nn.init.constant_(network.fusion.opening, 0.5 / PACE)
+    decided(network).train()
+    logits, target = network(make_volume(2)), torch.randint(3, (2, *SIZE), generator=torch.Generator().manual_seed(3))
+    F.cross_entropy(logits, target).backward()
+    judgements = ("iou_prediction_head", "pred_obj_score_head", "iou_token", "obj_score_token")  # of the masks
+    still = {n for n, p in network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    coarse = {"unet.decoder.seg_layers.1", "unet.decoder.seg_layers.2"} if mode != "SAM2 only" else {"unet.decoder.seg"}
+    left = {
+        name
+        for name in still
+        if not name.endswith("k_proj.bias")
+        and not any(part in name for part in judgements)
+        and not name.startswith(tuple(coarse))
+    }
+    assert not left
+
+
+def test_training_outputs_are_those_of_deep_supervision(make_network):
+    network, volume = decided(make_network(region_based=True)), make_volume()
+    outputs = network.training_outputs(volume)
+    assert isinstance(network(volume), torch.Tensor)
+    network.set_deep_supervision(True)
+    for ours, theirs in zip(outputs.unet, network(volume).unet, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 # Reproducible, batched, and sparing

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunet_autosam2.architectures.chunking import Chunked
+from nnunet_autosam2.architectures.chunking import Chunked, is_out_of_memory
 from nnunet_autosam2.errors import OutOfMemoryError
 
 
@@ -99,6 +99,41 @@ def test_out_of_memory_on_the_cpu_is_a_runtime_error_and_counts_too():
     chunked = Chunked(4, "test")
     assert chunked(function, torch.randn(4, 2)).mean.shape == (4, 2)
     assert chunked.size == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "MPS backend out of memory (MPS allocated: 8.00 GB)",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+        "HIP out of memory. Tried to allocate 20.00 MiB",
+        "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes",
+        "std::bad_alloc",
+    ],
+)
+def test_out_of_memory_by_any_name(message):
+    function, sizes = limited_to(2, RuntimeError(message))
+    assert torch.equal(Chunked(4, "test")(function, torch.ones(4, 2)).mean, torch.ones(4))
+    assert sizes == [4, 2, 2]
+
+
+def test_out_of_memory_in_python():
+    function, sizes = limited_to(1, MemoryError())
+    Chunked(2, "test")(function, torch.ones(2, 2))
+    assert sizes == [2, 1, 1]
+
+
+def test_what_is_not_memory_is_not_taken_for_it():
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive"))
+
+
+def test_nnunets_predictor_takes_it_for_what_it_is():
+    """It catches RuntimeError, and tries again with its results on the CPU."""
+    assert issubclass(OutOfMemoryError, RuntimeError)
 
 
 def test_one_that_does_not_fit_names_part_and_remedies():

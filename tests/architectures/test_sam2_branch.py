@@ -47,6 +47,22 @@ def test_masks_of_every_region_and_slice(branch, inputs):
     assert torch.equal(masks.labels.flatten(0, 1), expected.labels)
 
 
+def test_prompts_are_made_in_chunks_and_stay_in_their_order(inputs):
+    branch = make_branch(sam2_chunk_size=1)
+    sizes = []
+    generate = branch.prompt_chunks._run
+
+    def counted(function, arguments, num_chunks):
+        sizes.extend(len(chunk) for chunk in arguments[0].tensor_split(num_chunks))
+        return generate(function, arguments, num_chunks)
+
+    branch.prompt_chunks._run = counted
+    prompts = branch.prompts(inputs[2], inputs[3])
+    assert max(sizes) <= 3
+    for ours, expected in zip(prompts, generate_prompts(inputs[2].flatten(0, 1), 10, 3), strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_each_mask_is_sam2s_answer_to_its_own_slice_and_prompt(branch, inputs):
     slices, features, probabilities, _ = inputs
     masks = branch(*inputs).masks

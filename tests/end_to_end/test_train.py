@@ -81,6 +81,132 @@ def test_a_step_that_runs_out_of_memory_is_tried_again_in_smaller_chunks(extende
     assert (extended.results(trainer, "memory") / "fold_2" / "checkpoint_final.pth").is_file()
 
 
+def test_a_step_that_runs_out_of_memory_after_its_gradients_were_unscaled_is_tried_again(extended) -> None:
+    trainer = "nnUNetTrainerAutoSAM2_NoRoomForTheStep"
+    extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", "step", "num_epochs=1")
+    output = extended.run(*TRAIN, "step", "2", "-tr", trainer, *CPU)
+    assert output.count("Out of memory: SAM2's mask decoder goes on") == 1
+    final = checkpoint(extended.results(trainer, "step") / "fold_2" / "checkpoint_final.pth")
+    assert {int(state["step"]) for state in final["optimizer_state"]["state"].values()} == {3}
+    assert final["grad_scaler_state"]["scale"] == 2.0**10
+
+
+@pytest.mark.parametrize("kind", ["NothingAtAll", "NothingSometimes"])
+def test_an_undefined_pseudo_dice_is_no_evidence(extended, kind: str) -> None:
+    """With a patience of one epoch, which two in a row that are undefined would have exhausted."""
+    trainer = f"nnUNetTrainerAutoSAM2_{kind}"
+    extended.run(
+        "autosam2", "configure", "900", "--base", "tiny", "--name", "undefined", "enable_sam2=false",
+        "num_epochs=5", "num_iterations_per_epoch=1", "early_stopping_patience=1", "initial_lr=0.1",
+    )  # fmt: skip
+    output = extended.run(*TRAIN, "undefined", "2", "-tr", trainer, *CPU)
+    folder = extended.results(trainer, "undefined") / "fold_2"
+    log = checkpoint(folder / "checkpoint_final.pth")["logging"]
+    best = checkpoint(folder / "checkpoint_best.pth")
+    if kind == "NothingAtAll":
+        assert output.count("The pseudo Dice of this epoch is undefined") == 5
+        assert "Stopped before epoch" not in output
+        assert len(log["mean_fg_dice"]) == 5
+        assert best["current_epoch"] == 1, "as of nnU-Net, the first one"
+    else:
+        assert np.isnan(log["mean_fg_dice"][0])
+        assert np.isfinite(log["ema_fg_dice"][1:]).all()
+        if len(log["mean_fg_dice"]) > 3:
+            assert log["ema_fg_dice"][3] == log["ema_fg_dice"][2]
+        assert best["current_epoch"] > 1
+        assert np.isfinite(best["_best_ema"])
+
+
+def test_a_resumed_run_trains_with_the_parameters_of_now(planned) -> None:
+    settings = ("enable_sam2=false", "num_iterations_per_epoch=1")
+    planned.run("autosam2", "configure", "900", "--base", "tiny", "--name", "resumed", "num_epochs=2", *settings)
+    command = (*TRAIN, "resumed", "2", "-tr", "nnUNetTrainerAutoSAM2", *CPU)
+    planned.run(*command)
+    folder = planned.results("nnUNetTrainerAutoSAM2", "resumed") / "fold_2"
+    (folder / "checkpoint_final.pth").rename(folder / "checkpoint_latest.pth")
+
+    plans_file = planned.root / "preprocessed" / "Dataset900_Phantom" / "nnUNetPlans.json"
+    plans = json.loads(plans_file.read_text())
+    block = plans["configurations"]["resumed"]["autosam2"]
+    block.update(num_epochs=4, initial_lr=0.02, weight_decay=0.5, sam2_checkpoint="nowhere.pt")
+    plans_file.write_text(json.dumps(plans))
+    output = planned.run(*command, "--c")
+    for line in (
+        "num_epochs was 2 and is 4 now, which counts from here on.",
+        "initial_lr was 0.001 and is 0.02 now, which counts from here on.",
+        "weight_decay was 0.0001 and is 0.5 now, which counts from here on.",
+        "sam2_checkpoint was 'auto' and is 'nowhere.pt' now, which no longer matters",
+    ):
+        assert output.count(line) == 1
+    final = checkpoint(folder / "checkpoint_final.pth")
+    (group,) = final["optimizer_state"]["param_groups"]
+    oracle = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(oracle, max_lr=0.02, total_steps=4)
+    expected = []
+    for _ in range(4):
+        expected.append(oracle.param_groups[0]["lr"])
+        oracle.step()
+        schedule.step() if len(expected) < 4 else None
+    assert group["weight_decay"] == 0.5
+    assert final["logging"]["lrs"][2:] == pytest.approx(expected[2:])
+    assert final["init_args"]["plans"]["configurations"]["resumed"]["autosam2"]["initial_lr"] == 0.02
+
+    (folder / "checkpoint_final.pth").rename(folder / "checkpoint_latest.pth")
+    block.update(enable_sam2=True)
+    plans_file.write_text(json.dumps(plans))
+    before = sorted(folder.iterdir())
+    refused = planned.run(*command, "--c", expected=1)
+    assert "enable_sam2: False there, True here" in refused.strip().splitlines()[-1]
+    assert "Traceback" not in refused
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_checkpoint_is_loaded_by_whatever_name_nnunet_gives_it(planned, trained: Path) -> None:
+    path = trained / "fold_0" / "checkpoint_final.pth"
+    code = f"""if __name__ == "__main__":
+        import torch
+        from pathlib import Path
+        from nnunetv2.run.run_training import get_trainer_from_args
+        trainer = get_trainer_from_args("900", "tiny", 0, "nnUNetTrainerAutoSAM2", device=torch.device("cpu"))
+        trainer.load_checkpoint(checkpoint=Path(r"{path}"))
+        print("epoch", trainer.current_epoch)"""
+    assert planned.run(sys.executable, "-c", code).strip().endswith("epoch 3")
+
+
+def test_pretrained_weights_of_other_labels(planned, trained: Path) -> None:
+    """Regions there, exclusive labels here; what depends on the labels starts afresh, as in nnU-Net's own networks."""
+    preprocessed = planned.root / "preprocessed"
+    other = preprocessed / "Dataset901_Labels"
+    shutil.copytree(preprocessed / "Dataset900_Phantom", other)
+    plans = json.loads((other / "nnUNetPlans.json").read_text())
+    plans["dataset_name"] = other.name
+    plans["configurations"]["tiny"]["autosam2"]["num_epochs"] = 1
+    (other / "nnUNetPlans.json").write_text(json.dumps(plans))
+    dataset = json.loads((other / "dataset.json").read_text())
+    dataset["labels"] = {"background": 0, "oedema": 1, "core": 2, "enhancing": 3}
+    del dataset["regions_class_order"]
+    (other / "dataset.json").write_text(json.dumps(dataset))
+    start = trained / "fold_0" / "checkpoint_final.pth"
+    command = ("nnUNetv2_train", "901", "tiny", "1", "-tr", "nnUNetTrainerAutoSAM2", *CPU)
+    planned.run(*command, "-pretrained_weights", start)
+    results = planned.root / "results" / other.name
+    before = checkpoint(start)["network_weights"]
+    (path,) = results.glob("*/fold_1/checkpoint_final.pth")
+    after = checkpoint(path)["network_weights"]
+    for name in before:
+        assert (before[name].shape != after[name].shape) == (".seg_layers." in name), name
+    encoder = [name for name in before if "image_encoder" in name]
+    assert all(torch.equal(before[name], after[name]) for name in encoder)
+
+    shutil.rmtree(results)
+    unfit = planned.root / "unfit.pth"
+    torch.save({"network_weights": {"encoder.weight": torch.zeros(1)}}, unfit)
+    assert "is missing in the pretrained model weights" in planned.run(
+        *command, "-pretrained_weights", unfit, expected=1
+    )
+    assert not results.exists()
+
+
 def test_no_memory_for_a_single_slice_is_told_in_one_line(loading) -> None:
     output = loading.run(*TRAIN, "tiny", "2", "-tr", "nnUNetTrainerAutoSAM2_NoRoom", *CPU, expected=1)
     assert output.strip().splitlines()[-1].startswith("Error: Out of memory. Lower sam2_image_size")

@@ -91,3 +91,17 @@ def test_a_class_that_is_nowhere_has_no_part_in_the_mean(tmp_path):
     assert np.isnan(progress.mean_dice("SAM2")).all()
     assert progress.mean_dice("fused").tolist() == [0.45]
     assert not progress.fusion_harms
+
+
+def test_epochs_and_classes_that_say_nothing_are_no_evidence_for_either(tmp_path):
+    """In every third epoch nothing is there; one class is in the fusion alone, as an invention."""
+    progress, nan = HybridProgress(tmp_path, CLASSES), float("nan")
+    warned = []
+    for epoch in range(2 * PATIENCE):
+        values = means(0.5, 0.2)
+        values["UNet"][:, 0] = 0
+        if epoch % 3 == 0:
+            values["UNet"][:] = 0
+        fused = [nan] * 3 if epoch % 3 == 0 else [1.0, 0.4, 0.4]
+        warned.append(any(line.startswith("WARNING") for line in progress.add(epoch, values, fused)))
+    assert warned.index(True) == 14, "the tenth epoch that tells"

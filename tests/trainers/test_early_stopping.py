@@ -2,8 +2,9 @@ import math
 import random
 
 import pytest
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
-from nnunet_autosam2.trainers.early_stopping import EarlyStopping
+from nnunet_autosam2.trainers.early_stopping import EarlyStopping, defined_ema
 
 NAN = math.nan
 
@@ -14,7 +15,7 @@ def counted_one_by_one(history: list[float], armed_from_epoch: int) -> int:
         improved = value > best
         if improved:
             best = value
-        waited = 0 if improved or epoch <= armed_from_epoch else waited + 1
+        waited = 0 if improved or epoch <= armed_from_epoch else waited + (value == value)
     return waited
 
 
@@ -29,9 +30,10 @@ def counted_one_by_one(history: list[float], armed_from_epoch: int) -> int:
         ([0.3, 0.1, 0.31, 0.2], 0, 1),
         ([0.3, 0.1, 0.1, 0.1, 0.1], 3, 1),  # the warm-up does not count
         ([0.3, 0.1], 5, 0),
-        ([0.1, NAN, NAN], 0, 2),
-        ([NAN, NAN, NAN], 0, 2),
-        ([NAN, 0.1, NAN], 0, 1),
+        ([0.1, NAN, NAN], 0, 0),  # undefined is no evidence
+        ([NAN, NAN, NAN], 0, 0),
+        ([NAN, 0.1, NAN], 0, 0),
+        ([0.2, NAN, 0.1, NAN, 0.1], 0, 2),
         ([0.0, 0.0], 0, 1),
     ],
 )
@@ -66,3 +68,19 @@ def test_equals_counting_epoch_by_epoch_on_random_histories():
             expected = counted_one_by_one(history[:epochs], armed_from_epoch)
             assert stopping.epochs_without_improvement(history[:epochs]) == expected
             assert stopping.should_stop(history[:epochs]) == (expected >= stopping.patience)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_average_is_nnunets_where_that_is_defined(tmp_path):
+    logger = MetaLogger(str(tmp_path), resume=False)
+    values = [0.1, 0.5, 0.2, 0.7, 0.7]
+    for epoch, value in enumerate(values):
+        logger.log("mean_fg_dice", value, epoch)
+    assert defined_ema(values) == logger.get_value("ema_fg_dice", step=None)
+
+
+def test_an_undefined_value_leaves_the_average_as_it_was():
+    averages = defined_ema([NAN, 0.5, NAN, NAN, 0.7])
+    assert [value == value for value in averages] == [False, True, False, False, True]
+    assert averages[1] == 0.5
+    assert averages[4] == pytest.approx(0.52)

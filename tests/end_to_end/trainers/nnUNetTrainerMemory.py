@@ -1,4 +1,4 @@
-"""AutoSAM2 with a backward pass that runs out of memory, as on a small GPU."""
+"""AutoSAM2 in steps that run out of memory, as on a small GPU."""
 
 import torch
 from torch import Tensor
@@ -21,3 +21,18 @@ class nnUNetTrainerAutoSAM2_RoomForTwoSlices(nnUNetTrainerAutoSAM2):
 
 class nnUNetTrainerAutoSAM2_NoRoom(nnUNetTrainerAutoSAM2_RoomForTwoSlices):
     room = 0
+
+
+class nnUNetTrainerAutoSAM2_NoRoomForTheStep(nnUNetTrainerAutoSAM2):
+    """Once, when the gradients have been unscaled already, and by a library below torch."""
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        step = self.optimizer.step
+
+        def fails(*arguments):
+            self.optimizer.step = step
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+        self.optimizer.step = fails

@@ -1,0 +1,122 @@
+"""Against torch itself: what it can load into a network and an optimizer, and what not."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import nn
+
+from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+from nnunet_autosam2.config import AutoSAM2Config
+from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.trainers.resuming import OF_THE_START, changes, require_same_structure
+
+SMALL = AutoSAM2Config(sam2_image_size=64, sam2_checkpoint="random", region_based=True, rgb_channels=(0, 1, 2))
+OTHER: dict[str, Any] = {
+    "slice_fraction": 0.6,
+    "enable_unet_decoder": False,
+    "enable_sam2": False,
+    "num_positive_points": 5,
+    "num_negative_points": 1,
+    "box_prompt": False,
+    "mask_prompt": True,
+    "propagation": "memory",
+    "fusion": "fixed",
+    "bg_blend": 0.4,
+    "tumor_blend": 0.4,
+    "backbone": "plans",
+    "sam2_model": "sam2.1-hiera-small",
+    "sam2_checkpoint": "auto",
+    "sam2_image_size": 96,
+    "sam2_tuning": "full",
+    "lora_rank": 4,
+    "sam2_mirroring": True,
+    "sam2_precision": "float32",
+    "sam2_chunk_size": 3,
+    "initial_lr": 1e-3,
+    "weight_decay": 1e-3,
+    "early_stopping_patience": 5,
+    "bce_weight": 0.5,
+    "dice_weight": 0.5,
+    "class_weights": (1.0, 2.0, 3.0),
+    "unet_loss_weight": 0.5,
+    "sam2_loss_weight": 0.5,
+    "joint_training": True,
+    "test_run": True,
+    "num_epochs": 7,
+    "num_iterations_per_epoch": 7,
+    "num_val_iterations_per_epoch": 7,
+    "region_based": False,
+    "rgb_channels": (2, 1, 0),
+}
+PAIRS = {
+    **{key: (SMALL, SMALL.updated({key: value})) for key, value in OTHER.items()},
+    "no slice": (SMALL, SMALL.updated({"slice_fraction": 0})),
+    "a rank that matters": tuple(SMALL.updated({"sam2_tuning": "lora", "lora_rank": rank}) for rank in (4, 8)),
+    "a model that does not matter": tuple(
+        SMALL.updated({"enable_sam2": False, "sam2_model": f"sam2.1-hiera-{size}"}) for size in ("tiny", "small")
+    ),
+    "backbone_checkpoint": tuple(
+        SMALL.updated({"backbone": "plans", "backbone_checkpoint": path}) for path in (None, "auto")
+    ),
+    "another file": tuple(
+        SMALL.updated({"backbone": "plans", "backbone_checkpoint": path}) for path in ("a.pth", "auto")
+    ),
+}
+
+
+def make(config: AutoSAM2Config) -> tuple[AutoSAM2, torch.optim.Optimizer]:
+    planned = None
+    if config.backbone == "plans":
+        sizes = {"features_per_stage": [8, 8, 8, 8], "strides": [1, 2, 2, 2], "kernel_sizes": 3}
+        planned = PlainConvUNet(
+            3, 4, conv_op=nn.Conv3d, num_classes=3, n_conv_per_stage=1, n_conv_per_stage_decoder=1, conv_bias=True,
+            **sizes,
+        )  # fmt: skip
+    network = AutoSAM2(3 if config.region_based else 4, 3, config, planned=planned)
+    return network, torch.optim.AdamW([parameter for parameter in network.parameters() if parameter.requires_grad])
+
+
+def loads(before: AutoSAM2Config, now: AutoSAM2Config) -> bool:
+    old, optimizer = make(before)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    new, new_optimizer = make(now)
+    try:
+        new.load_state_dict(old.state_dict())
+        new_optimizer.load_state_dict(optimizer.state_dict())
+    except (RuntimeError, ValueError):
+        return False
+    shapes = [(p.shape, new_optimizer.state[p]["exp_avg"].shape) for p in new_optimizer.param_groups[0]["params"]]
+    return all(shape == of_state for shape, of_state in shapes)
+
+
+def test_every_parameter_is_tried():
+    assert {field.name for field in dataclasses.fields(AutoSAM2Config)} == {*OTHER, "backbone_checkpoint"}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_refused_is_what_torch_cannot_load(pair):
+    before, now = PAIRS[pair]
+    if loads(before, now):
+        require_same_structure(before, now)
+    else:
+        key = "slice_fraction" if pair == "no slice" else "lora_rank" if "rank" in pair else pair
+        with pytest.raises(ConfigurationError, match=rf"{key}: .* there, .* here.*autosam2 configure"):
+            require_same_structure(before, now)
+
+
+@pytest.mark.parametrize("key", ["initial_lr", "weight_decay", *OF_THE_START])
+def test_each_change_is_told_in_a_line(key):
+    before, now = PAIRS["another file" if key == "backbone_checkpoint" else key]
+    (line,) = changes(before, now)
+    assert line.startswith(f"{key} was ")
+    assert ("counts from here on" in line) == (key not in OF_THE_START)
+
+
+def test_nothing_is_told_where_nothing_has_changed():
+    assert not list(changes(SMALL, SMALL))
