@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Sha
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
 from nnunet_autosam2.architectures.reconstruction import VolumeMasks, cropped, locate, reconstruct
+from nnunet_autosam2.architectures.seg_layers import with_current_names
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.architectures.unet import ResidualUNet3d, Size3d, UNetOutput, resize
 from nnunet_autosam2.config import AutoSAM2Config
@@ -90,13 +91,16 @@ class AutoSAM2(nn.Module):
 
             num_regions = num_classes if self.config.region_based else num_classes - 1
             self.sam2_branch = SAM2Branch(in_channels, self.unet.middle_channels, num_regions, self.config)
-            self.sam2_branch.sam2.withhold_weights()
+            if self.config.sam2_checkpoint != "random":
+                self.sam2_branch.sam2.withhold_weights()
             if self.config.enable_unet_decoder:
                 closed = self.config.backbone_checkpoint is not None
                 self.fusion = GatedFusion(num_classes, closed) if self.config.fusion == "gated" else FixedFusion()
         self.mirrored_masks = MirroredMasks()
         self.state_was_loaded = False
         """Whether `load_state_dict` has filled it"""
+        self.looked_for_weights = False
+        """Whether `load_sam2_weights` was called, which warns of random ones"""
         self.set_deep_supervision(False)
 
     def forward(self, volume: Tensor, foreground: Tensor | None = None) -> Tensor | AutoSAM2Output:
@@ -275,7 +279,8 @@ class AutoSAM2(nn.Module):
 
     def _branch(self) -> SAM2Branch:
         assert self.sam2_branch is not None
-        if not self.sam2_has_weights:
+        random = self.config.sam2_checkpoint == "random" and not (self.state_was_loaded or self.looked_for_weights)
+        if random or not self.sam2_has_weights:
             self.load_sam2_weights()
         return self.sam2_branch
 
@@ -301,15 +306,16 @@ class AutoSAM2(nn.Module):
             WeightsError: there are none, or they do not fit the model.
         """
         assert self.sam2_branch is not None
+        self.looked_for_weights = True
         path = weights.locate(self.config)
         if path is None:
             self.sam2_branch.sam2.allow_random_weights()
         else:
             weights.load_into(self.sam2_branch.sam2, weights.read_checkpoint(path), path)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         had_weights = self.sam2_has_weights
-        result = super().load_state_dict(*args, **kwargs)
+        result = super().load_state_dict(with_current_names(state_dict, self.state_dict()), *args, **kwargs)
         self.mirrored_masks.forget()
         self.state_was_loaded = True
         if not had_weights and any(key.startswith("sam2_branch.sam2.") for key in result.missing_keys):
