@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
@@ -152,18 +152,15 @@ class AutoSAM2Loss(nn.Module):
         sample_weight: float = 1.0,
     ) -> AutoSAM2Loss:
         """Raises ConfigurationError when the number of class weights does not fit the data set."""
-        segmentation = WeightedBCEDiceLoss(
+        return cls._of(
+            config,
             label_manager.num_segmentation_heads,
             region_based=label_manager.has_regions,
             ignore_label=label_manager.ignore_label,
-            bce_weight=config.bce_weight,
-            dice_weight=config.dice_weight,
-            class_weights=config.class_weights,
             batch_dice=batch_dice,
             ddp=ddp,
+            sample_weight=sample_weight,
         )
-        gated = config.fusion == "gated"
-        return cls(segmentation, config.unet_loss_weight, config.sam2_loss_weight, gated, sample_weight)
 
     @classmethod
     def for_network(cls, network: AutoSAM2, ignore_label: int | None = None) -> AutoSAM2Loss:
@@ -173,15 +170,22 @@ class AutoSAM2Loss(nn.Module):
             ConfigurationError: when the number of class weights is not that of the network's outputs.
         """
         config = network.config
+        return cls._of(config, network.num_classes, region_based=config.region_based, ignore_label=ignore_label)
+
+    @classmethod
+    def _of(
+        cls, config: AutoSAM2Config, num_channels: int, *, sample_weight: float = 1.0, **data_set: Any
+    ) -> AutoSAM2Loss:
+        """`data_set`: what WeightedBCEDiceLoss takes beside the configuration."""
         segmentation = WeightedBCEDiceLoss(
-            network.num_classes,
-            region_based=config.region_based,
-            ignore_label=ignore_label,
+            num_channels,
             bce_weight=config.bce_weight,
             dice_weight=config.dice_weight,
             class_weights=config.class_weights,
+            **data_set,
         )
-        return cls(segmentation, config.unet_loss_weight, config.sam2_loss_weight, config.fusion == "gated")
+        gated = config.fusion == "gated"
+        return cls(segmentation, config.unet_loss_weight, config.sam2_loss_weight, gated, sample_weight)
 
     def forward(self, output: AutoSAM2Output | Tensor, target: Sequence[Tensor] | Tensor) -> Tensor:
         """
