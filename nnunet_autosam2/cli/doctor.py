@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import io
 import os
@@ -54,7 +55,7 @@ def command(context: click.Context, assignments: tuple[str, ...], model: str | N
     config = AutoSAM2Config().updated({**changes, **({"sam2_model": model} if model else {})})
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
-        TRAINER: _trainer,
+        TRAINER: lambda: _trainer(config),
         "device": _device,
         WEIGHTS: lambda: _weights(config),
         "folders": _folders,
@@ -89,12 +90,14 @@ def _versions() -> Iterator[Finding]:
             yield Finding("PROBLEM", name, f"not installed: pip install {name}")
 
 
-def _trainer() -> Iterator[Finding]:
+def _trainer(config: AutoSAM2Config) -> Iterator[Finding]:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name  # slow, and may be broken
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net reports its search
             trainer = recursive_find_trainer_class_by_name(TRAINER)
+        if config.uses_sam2:  # imported with the first network only
+            importlib.import_module("nnunet_autosam2.architectures.sam2_model")
     except Exception as error:
         if not str(error).startswith("Could not find requested nnunet trainer"):
             yield Finding("PROBLEM", TRAINER, f"cannot be imported: {_one_line(error)}")
