@@ -1,4 +1,5 @@
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -91,3 +92,26 @@ def test_a_class_that_is_nowhere_has_no_part_in_the_mean(tmp_path):
     assert np.isnan(progress.mean_dice("SAM2")).all()
     assert progress.mean_dice("fused").tolist() == [0.45]
     assert not progress.fusion_harms
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"epoch\n0", b"a,b\n0,x", b"\xff\xfe", b"a\n0,0,0,0,0,0,0,0,0,0,0,0,0,0", b"a\n\0"]
+)
+def test_a_damaged_table_does_not_stop_a_resumed_training(tmp_path, content):
+    (tmp_path / "autosam2_progress.csv").write_bytes(content)
+    assert list(HybridProgress(tmp_path, CLASSES).add(7, means(0.5, 0.25), [0.6, 0.7, 0.8]))
+    with (tmp_path / "autosam2_progress.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["7"]
+    kept = [path.read_bytes() for path in tmp_path.glob("*.damaged")]
+    assert kept == ([content] if content else [])  # an empty table has no epoch to lose
+
+
+def test_the_picture_is_replaced_once_it_is_whole(tmp_path):
+    progress = HybridProgress(tmp_path, CLASSES)
+    list(progress.add(0, means(0.5, 0.25), [0.6, 0.7, 0.8]))
+    picture = tmp_path / "autosam2_progress.png"
+    os.link(picture, tmp_path / "before.png")
+    before = picture.read_bytes()
+    list(progress.add(1, means(0.9, 0.8), [0.6, 0.7, 0.8]))
+    assert (tmp_path / "before.png").read_bytes() == before != picture.read_bytes()
+    assert before[:4] == picture.read_bytes()[:4] == b"\x89PNG"
