@@ -57,8 +57,8 @@ def require_file(path: Path) -> None:
 
 def fault_of_file(path: Path) -> str | None:
     """Why it cannot be opened as a file, to be read after its name; None if it can, or if nothing is there."""
-    if any(unicodedata.category(character) in UNFIT for character in str(path)):
-        return "has a name with control characters or bytes that are not UTF-8: rename it"
+    if fault := fault_of_name(path):
+        return fault
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -66,3 +66,10 @@ def fault_of_file(path: Path) -> str | None:
     if stat.S_ISDIR(mode):
         return "is a folder, where a file has to be"
     return None if stat.S_ISREG(mode) else "is a pipe, a socket or a device, where a file has to be"
+
+
+def fault_of_name(path: Path) -> str | None:
+    """Why SimpleITK would end the process, or a message would have lines of its own."""
+    if any(unicodedata.category(character) in UNFIT for character in str(path)):
+        return "has a name with control characters or bytes that are not UTF-8: rename it"
+    return None

@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.text import printable
+from nnunet_autosam2.files import fault_of_file, fault_of_name
+from nnunet_autosam2.text import LINE, printable
 
 DAMAGED = ".damaged"
 STATE = "state.json"
@@ -37,12 +38,13 @@ def staged_folder(target: Path) -> Iterator[Path]:
         DatasetError: `target` exists and is not an empty folder, another process makes it, or the disk refuses.
     """
     target = target.absolute()
-    if target.exists() and not target.is_dir():
-        raise DatasetError(f"{target} is a file: choose another folder.")
-    if target.is_dir() and any(target.iterdir()):
-        raise DatasetError(f"{target} is not empty: remove it or choose another folder.")
-    with replaced_folder(target) as staged:
-        yield staged
+    with locked(target):
+        if target.exists() and not target.is_dir():
+            raise DatasetError(f"{target} is a file: choose another folder.")
+        if target.is_dir() and any(target.iterdir()):
+            raise DatasetError(f"{target} is not empty: remove it or choose another folder.")
+        with _replacing(target) as staged:
+            yield staged
 
 
 @contextmanager
@@ -55,7 +57,13 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         DatasetError: another process makes it, or the disk refuses.
     """
     target = target.absolute()
-    with locked(target), _disk_may_refuse(target):
+    with locked(target), _replacing(target) as staged:
+        yield staged
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    with _disk_may_refuse(target):
         unfinished = open_unfinished(target)
         replaced, staged = unfinished / REPLACED, unfinished / "new"
         if replaced.is_dir() and not target.exists():  # it was killed between the two renames
@@ -80,8 +88,10 @@ def locked(target: Path, name: str | None = None) -> Iterator[None]:
         name: what is locked beside `target`, None: the target itself.
 
     Raises:
-        DatasetError: another process holds the lock, or the disk refuses.
+        DatasetError: another process holds the lock, the disk refuses, or the name is no text.
     """
+    if fault := fault_of_name(target):
+        raise DatasetError(f"{printable(target, LINE)} {fault}, or choose another.")
     name = name or target.name
     path = target.with_name(f".{name}.lock")
     with _disk_may_refuse(target):
@@ -211,7 +221,7 @@ def resumable_folder(
         links: those that may be in the first folder, path in it → where it leads to.
 
     Raises:
-        DatasetError: the disk refuses, or something in the folder is neither a file nor a folder, or a link.
+        DatasetError: the disk refuses, or something in the folder is neither a file nor a folder of files.
     """
     _require_no_link(target)
     unfinished = open_unfinished(target)
@@ -253,14 +263,15 @@ def _require_no_link(path: Path) -> None:
 
 
 def _require_own(folder: Path, links: Mapping[str, str]) -> None:
-    """A folder that somebody else had access to may lead elsewhere."""
+    """Files, in `folder` and in folders of it: one that somebody else had access to may lead elsewhere."""
     for parent, folders, files in os.walk(folder):
         for path in (Path(parent, name) for name in (*folders, *files)):
             if path.is_symlink() and links.get(str(path.relative_to(folder))) == os.readlink(path):
                 continue
             _require_no_link(path)
-            if path.name in files and not stat.S_ISREG(path.lstat().st_mode):
-                raise DatasetError(f"{path} is a pipe, a socket or a device: remove it.")
+            may_be_folder = path.parent == folder
+            if not stat.S_ISREG(path.lstat().st_mode) and not (may_be_folder and path.is_dir()):
+                raise DatasetError(f"{path} {fault_of_file(path)}: remove it.")
 
 
 @contextmanager

@@ -216,14 +216,26 @@ def test_two_processes_do_not_write_one_folder(tmp_path: Path, monkeypatch: pyte
         process.kill()
 
 
-@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_another_process_has_finished_meanwhile_is_left_alone(tmp_path: Path):
+    """The second one waits for the lock, and then finds the folder."""
+    target = tmp_path / "target"
+    quick = KILLED.replace("time.sleep(60)", "time.sleep(1)")
+    with subprocess.Popen([sys.executable, "-c", quick, target], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        with pytest.raises(DatasetError, match="target is not empty"), staged_folder(target):
+            pass
+    assert [path.name for path in target.iterdir()] == ["half"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_what_somebody_else_has_put_there_is_refused(tmp_path: Path, kind: str):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     interrupt(tmp_path / "target", {}, "first")
     below = tmp_path / ".target_unfinished" / "target" / "folder"
     below.mkdir()
-    (below / "x").symlink_to(elsewhere) if kind == "link" else os.mkfifo(below / "x")
+    {"link": lambda path: path.symlink_to(elsewhere), "pipe": os.mkfifo, "folder": Path.mkdir}[kind](below / "x")
     with pytest.raises(DatasetError, match=f"{below / 'x'} is a {kind}"), resumable_folder(tmp_path / "target", {}):
         pass
     if kind == "link":

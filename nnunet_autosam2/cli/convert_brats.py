@@ -45,7 +45,7 @@ def command(
     click.echo(f"{dataset.folder}: channels {', '.join(dataset.channels)}")
     click.echo(f"Training cases, in imagesTr and labelsTr: {len(dataset.training_cases)}")
     if dataset.test_cases:
-        names = ", ".join(dataset.test_cases)
+        names = ", ".join(map(printable, dataset.test_cases))
         click.echo(f"Test cases, in imagesTs because they have no segmentation: {len(dataset.test_cases)} ({names})")
     if dataset.left_out:
         click.echo(

@@ -56,6 +56,15 @@ def source(template: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(template, tmp_path / "brats"))
 
 
+def make_many(source: Path) -> None:
+    """62 cases, for a conversion that takes its time."""
+    for number in range(3, 63):
+        case = source / f"phantom_{number:03d}"
+        case.mkdir()
+        for file in (source / "phantom_001").iterdir():
+            os.link(file, case / file.name.replace("phantom_001", case.name))
+
+
 @pytest.mark.parametrize(
     ("options", "channels"), [([], "T1, T1ce, T2, Flair"), (["--modalities", "flair,t1ce"], "T1ce, Flair")]
 )
@@ -227,11 +236,7 @@ def test_unset_raw_folder_and_impossible_options(source: Path, tmp_path: Path):
 
 
 def test_goes_on_after_it_was_killed(source: Path, tmp_path: Path):
-    for number in range(3, 63):
-        case = source / f"phantom_{number:03d}"
-        case.mkdir()
-        for file in (source / "phantom_001").iterdir():
-            os.link(file, case / file.name.replace("phantom_001", case.name))
+    make_many(source)
     unfinished = tmp_path / "raw" / ".Dataset005_Phantom_unfinished" / "Dataset005_Phantom"
     process = start(source, tmp_path / "raw")
     while not list(unfinished.glob("labelsTr/*")):
@@ -294,6 +299,7 @@ def test_one_dataset_id_is_for_one_process(source: Path, tmp_path: Path):
 
 def test_two_conversions_at_once_make_one_data_set(source: Path, tmp_path: Path):
     raw = tmp_path / "raw"
+    make_many(source)
     processes = [start(source, raw, "-n", name) for name in ("One", "Two", "Three")]
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert sorted(process.returncode for process in processes) == [0, 1, 1], said
@@ -313,11 +319,7 @@ def test_a_target_that_cannot_be_written_is_found_first(source: Path, tmp_path: 
 
 
 def test_checks_that_were_killed_go_on(source: Path, tmp_path: Path):
-    for number in range(3, 63):
-        case = source / f"phantom_{number:03d}"
-        case.mkdir()
-        for file in (source / "phantom_001").iterdir():
-            os.link(file, case / file.name.replace("phantom_001", case.name))
+    make_many(source)
     kept = tmp_path / "raw" / ".Dataset005_Phantom_unfinished" / "checks.jsonl"
     process = start(source, tmp_path / "raw")
     while not (kept.is_file() and kept.read_text().count("\n") > 3):
