@@ -146,7 +146,8 @@ def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores
     try:
         scores = evaluated(job)
     except (AutoSAM2Error, OSError) as fault:
-        faults.append(str(fault))
+        summary = job.folder / "validation" / "summary.json"
+        faults.append(f"{fault} If it is a prediction, remove {summary}, and the fold is validated again.")
     fold.error = printable(" ".join(faults), LINE) if faults else None
     seconds = prediction.seconds if prediction else {}
     fold.cases = [

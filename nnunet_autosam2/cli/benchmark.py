@@ -121,6 +121,8 @@ def command(
             errors = run_jobs(unfinished, executor, at_once or _places(executor, device), output / "jobs", parameters)
         except KeyboardInterrupt:
             _stop()
+        except OSError as error:
+            raise TrainingError(f"{output / 'jobs'} cannot be written: {error}. Start it again to go on.") from error
     benchmark = record.collect(models, jobs, errors, cases, challenge, num_processes)
     record.write(benchmark, output)
     click.echo("\n\n".join(record.markdown(benchmark)))
