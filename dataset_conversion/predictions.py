@@ -12,8 +12,9 @@ from tqdm.contrib.concurrent import thread_map
 from nnunet_autosam2.dataset_conversion.brats import RELEASE_KEY
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release, release_named
 from nnunet_autosam2.dataset_conversion.checks import WORKERS
-from nnunet_autosam2.dataset_conversion.nifti import read_volume, relabel, unknown_labels
+from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, relabel, unknown_labels
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.files import entries, require_file
 from nnunet_autosam2.staging import staged_folder
 
 
@@ -33,7 +34,7 @@ def predictions_to_brats(predictions: Path, output: Path, release: str | None = 
     """
     if not predictions.is_dir():
         raise DatasetError(f"{predictions} is not a folder.")
-    files = sorted(predictions.glob("*.nii.gz"))
+    files = [file for file in entries(predictions) if file.name.endswith(".nii.gz")]
     if not files:
         raise DatasetError(f"{predictions} holds no .nii.gz file: give the folder that nnUNetv2_predict wrote.")
     chosen = release_named(release) if release else recorded_release(predictions)
@@ -53,6 +54,7 @@ def recorded_release(folder: Path) -> Release:
     """
     folders = [folder.absolute(), *folder.absolute().parents[:2]]
     for file in (place / "dataset.json" for place in folders):
+        require_file(file)
         try:
             name = json.loads(file.read_text()).get(RELEASE_KEY)
         except FileNotFoundError:
@@ -74,7 +76,7 @@ def _check(file: Path, labels: tuple[int, ...]) -> str | None:
         return str(error)
     if unknown := unknown_labels(voxels, labels):
         return (
-            f"{file} has the labels {', '.join(f'{label:g}' for label in unknown)}: a prediction of a model trained "
+            f"{file} has the labels {listed_labels(unknown)}: a prediction of a model trained "
             f"on the converted data set has {', '.join(map(str, sorted(labels)))} alone."
         )
     return None

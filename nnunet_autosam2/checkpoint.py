@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_autosam2.errors import WeightsError
+from nnunet_autosam2.files import fault_of_file
+from nnunet_autosam2.text import LINE, printable
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +88,8 @@ def read_torch_file(
     """
     import torch  # takes seconds, and finding weights does without
 
+    if fault := fault_of_file(Path(path)):
+        raise WeightsError(f"{printable(path, LINE)} {fault}. {expected}")
     try:
         with open(path, "rb") as file:
             start = file.read(16)

@@ -16,8 +16,9 @@ from torch import Tensor
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY
-from nnunet_autosam2.dataset_conversion.nifti import read_volume, unknown_labels
+from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, unknown_labels, whole_labels
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.files import require_file
 from nnunet_autosam2.plans import read_json, require_configuration
 from nnunet_autosam2.trainers.nnUNetTrainerAutoSAM2 import nnUNetTrainerAutoSAM2
 
@@ -196,6 +197,8 @@ def _build(
 def _read(case: Case, model: Model) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
     """Images [C, Z, Y, X], labels [1, Z, Y, X] and properties, by nnU-Net's reader, after a check of the files."""
     files = [*case.images, case.truth] if case.truth else case.images
+    for path in files:
+        require_file(path)
     if model.dataset_json["file_ending"].startswith(".nii"):
         grids = [read_volume(path)[0] for path in files]
         for path, grid in zip(files, grids, strict=True):
@@ -204,12 +207,13 @@ def _read(case: Case, model: Model) -> tuple[np.ndarray, np.ndarray | None, dict
     reader = model.plans.image_reader_writer_class()
     try:
         images, properties = reader.read_images([str(path) for path in case.images])
-        labels = reader.read_seg(str(case.truth))[0] if case.truth else None
+        labels = whole_labels(reader.read_seg(str(case.truth))[0]) if case.truth else None
     except Exception as error:  # every reader has its own family of exceptions
         raise DatasetError(f"{', '.join(map(str, files))} cannot be read together: {error}") from error
     manager = model.plans.get_label_manager(model.dataset_json)
     known = (*manager.all_labels, *([manager.ignore_label] if manager.has_ignore_label else ()))
     if labels is not None and (unknown := unknown_labels(labels, known)):
-        found, expected = (", ".join(f"{value:g}" for value in values) for values in (unknown, known))
-        raise DatasetError(f"{case.truth} has the labels {found}: the data set has {expected}.")
+        raise DatasetError(
+            f"{case.truth} has the labels {listed_labels(unknown)}: the data set has {listed_labels(known)}."
+        )
     return images, labels, properties

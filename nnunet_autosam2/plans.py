@@ -11,6 +11,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.files import require_file
 
 
 def find_plans(dataset: str, plans: str) -> Path:
@@ -64,6 +65,7 @@ def read_json(path: Path) -> Any:
     Raises:
         DatasetError: there is no such file, or it is not JSON.
     """
+    require_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from nnunet_autosam2.architectures.prompts import NEGATIVE, NOT_A_POINT, NUM_CORNERS, POSITIVE
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.staging import replaced_folder
+from nnunet_autosam2.text import printable
 
 PROMPTS = "SAM2's image and prompts"
 COLOURS = ("tab:cyan", "tab:orange", "tab:pink", "tab:olive", "tab:purple", "tab:brown")
@@ -68,8 +70,10 @@ def write_pictures(views: Sequence[SliceView], case: str, numbering: str, subtit
     require_replaceable(folder, case)
     with replaced_folder(folder) as staged:
         for view in tqdm(views, desc="draw"):
-            figure = draw(view, f"{case}, slice {view.number} {numbering}\n{subtitle}")
-            figure.savefig(staged / f"{case}_slice_{view.number:03d}.png", dpi=DOTS_PER_INCH)
+            # Names of cases and regions are text, also where they look like formulas.
+            with rc_context({"text.parse_math": False}):
+                figure = draw(view, f"{printable(case)}, slice {view.number} {numbering}\n{subtitle}")
+                figure.savefig(staged / f"{case}_slice_{view.number:03d}.png", dpi=DOTS_PER_INCH)
 
 
 def draw(view: SliceView, title: str) -> Figure:

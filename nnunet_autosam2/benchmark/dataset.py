@@ -11,6 +11,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.files import entries, is_looked_at
 from nnunet_autosam2.plans import read_json
 from nnunet_autosam2.report.benchmark import CaseFiles
 from nnunet_autosam2.staging import replace_file
@@ -28,6 +29,7 @@ def find_cases(dataset: str) -> dict[str, CaseFiles]:
     return {
         str(case): CaseFiles(images=dict(zip(channels, of_case["images"], strict=True)), truth=of_case["label"])
         for case, of_case in files.items()
+        if is_looked_at(str(case))
     }
 
 
@@ -41,7 +43,9 @@ def find_splits(dataset: str, folds: Sequence[int]) -> list[dict[str, list[str]]
     folder = Path(nnUNet_preprocessed) / dataset
     path = folder / "splits_final.json"
     if not path.exists():
-        cases = sorted(file.name.removesuffix(".nii.gz") for file in (folder / "gt_segmentations").glob("*.nii.gz"))
+        truths = folder / "gt_segmentations"
+        names = [file.name for file in entries(truths)] if truths.is_dir() else []
+        cases = sorted(name.removesuffix(".nii.gz") for name in names if name.endswith(".nii.gz"))
         if len(cases) < 5:
             raise DatasetError(
                 f"{dataset} has {len(cases)} cases, and nnU-Net's cross-validation needs 5. "

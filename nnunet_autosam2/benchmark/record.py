@@ -13,14 +13,18 @@ from pathlib import Path
 
 from nnunet_autosam2.benchmark.comparison import compare
 from nnunet_autosam2.benchmark.fold_job import FoldJob
+from nnunet_autosam2.benchmark.kept import KeptScores, read_kept
 from nnunet_autosam2.benchmark.models import Model, titles
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_seconds
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint, training_seconds
+from nnunet_autosam2.errors import AutoSAM2Error, WeightsError
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
 from nnunet_autosam2.evaluation.pairs import find_pairs
 from nnunet_autosam2.evaluation.regions import numbering_of_dataset
+from nnunet_autosam2.files import entries
 from nnunet_autosam2.report import benchmark as report
 from nnunet_autosam2.report.tables import OVERLAP, Table, cost_table, score_table
 from nnunet_autosam2.staging import replace_file
+from nnunet_autosam2.text import LINE, csv_cell, printable
 
 COMPARED = ("Dice", "HD95")
 CURVES = {"train_loss": "train_losses", "val_loss": "val_losses", "ema_fg_dice": "ema_fg_dice"}
@@ -42,8 +46,7 @@ def collect(
         challenge: of BraTS, whose rules the scores follow.
         num_processes: cases to evaluate at a time.
 
-    Raises:
-        AutoSAM2Error: a prediction cannot be evaluated.
+    A fold with a file that cannot be used has that as its `error`, and the others go on.
     """
     evaluated = partial(_evaluated, challenge=challenge, num_processes=num_processes)
     by_title = dict(zip(titles(models), models, strict=True))
@@ -72,7 +75,7 @@ def write(benchmark: report.Benchmark, output: Path) -> None:
     writer = csv.writer(table)
     writer.writerow(["model", "fold", "case", "region", *METRICS])
     writer.writerows(
-        [model.title, fold.fold, result.case, region, *map(scores.get, METRICS)]
+        [*map(csv_cell, (model.title, fold.fold, result.case, region)), *map(scores.get, METRICS)]
         for model in benchmark.models
         for fold in model.folds
         for result in fold.cases
@@ -100,7 +103,9 @@ def _markdown(table: Table) -> str:
         ]
         for row in table.rows
     ]
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+    cells_of_rows = [[printable(cell).replace("|", r"\|") for cell in cells] for cells in (header, *rows)]
+    cells_of_rows.insert(1, ["---"] * len(header))
+    lines = [f"| {' | '.join(cells)} |" for cells in cells_of_rows]
     return "\n".join([f"**{table.caption}**", "", *lines])
 
 
@@ -111,51 +116,79 @@ def _model(
     errors: Mapping[FoldJob, str],
     evaluated: Callable[[FoldJob], Scores],
 ) -> report.Model:
-    parameters = [found["parameters"] for job in jobs if (found := job.measured("prediction"))]
+    parameters = [found.parameters for job in jobs if (found := job.prediction)]
     return report.Model(
         title=title,
         trainer=model.trainer,
         configuration=model.configuration,
         slice_fraction=model.slice_fraction,
-        parameters=report.Parameters(**parameters[0]) if parameters else None,
+        parameters=parameters[0] if parameters else None,
         folds=[_fold(job, errors.get(job), evaluated) for job in jobs],
     )
 
 
 def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores]) -> report.Fold:
+    training, prediction = job.training, job.prediction
     fold = report.Fold(
         fold=job.fold,
         training_seconds=None,
-        peak_memory_bytes=job.measured("training").get("peak_memory_bytes"),
+        peak_memory_bytes=training.peak_memory_bytes if training else None,
         error=error,
     )
     if not job.is_validated:
         return fold
-    checkpoint = read_nnunet_checkpoint(job.folder / "checkpoint_final.pth")
-    log, fold.training_seconds = checkpoint["logging"], training_seconds(checkpoint)
-    fold.curves = report.Curves(**{name: list(map(float, log[key])) for name, key in CURVES.items()})
-    seconds = job.measured("prediction").get("seconds", {})
+    faults = [error] if error else []
+    scores: Scores = {}
+    try:
+        fold.curves, fold.training_seconds = _curves(job.folder / "checkpoint_final.pth")
+    except AutoSAM2Error as fault:
+        faults.append(str(fault))
+    try:
+        scores = evaluated(job)
+    except (AutoSAM2Error, OSError) as fault:
+        summary = job.folder / "validation" / "summary.json"
+        faults.append(f"{fault} If it is a prediction, remove {summary}, and the fold is validated again.")
+    fold.error = printable(" ".join(faults), LINE) if faults else None
+    seconds = prediction.seconds if prediction else {}
     fold.cases = [
         report.CaseResult(
             case=case,
             prediction=job.folder / "validation" / f"{case}.nii.gz",
             seconds=seconds.get(case),
-            scores=scores,
+            scores=of_case,
         )
-        for case, scores in evaluated(job).items()
+        for case, of_case in scores.items()
     ]
     return fold
 
 
+def _curves(path: Path) -> tuple[report.Curves, float]:
+    """And the seconds that the training took.
+
+    Raises:
+        WeightsError: the checkpoint is damaged, or its log is.
+    """
+    require_nnunet_checkpoint(path)
+    checkpoint = read_nnunet_checkpoint(path)
+    try:
+        log = checkpoint["logging"]
+        curves = report.Curves(**{name: list(map(float, log[key])) for name, key in CURVES.items()})
+        return curves, training_seconds(checkpoint)
+    except (LookupError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} has no log of a training: {error!r}.") from error
+
+
 def _evaluated(job: FoldJob, challenge: str, num_processes: int | None) -> Scores:
     """Kept from last time, unless nnU-Net has validated again since."""
-    kept = job.output / "scores" / f"{job.name}__{challenge}.json"
-    summary = job.folder / "validation" / "summary.json"
-    if not kept.is_file() or kept.stat().st_mtime < summary.stat().st_mtime:
-        kept.parent.mkdir(exist_ok=True)
-        numbering = numbering_of_dataset(job.model.folder / "dataset.json")
-        replace_file(kept, json.dumps(evaluate(find_pairs(job.folder).pairs, challenge, numbering, num_processes)))
-    return json.loads(kept.read_text())
+    file = job.output / "scores" / f"{job.name}__{challenge}.json"
+    validated = max(path.stat().st_mtime for path in entries(job.folder / "validation"))
+    if file.is_file() and file.stat().st_mtime >= validated and (kept := read_kept(file, KeptScores)):
+        return kept
+    numbering = numbering_of_dataset(job.model.folder / "dataset.json")
+    scores = evaluate(find_pairs(job.folder).pairs, challenge, numbering, num_processes)
+    file.parent.mkdir(exist_ok=True)
+    replace_file(file, json.dumps(scores))
+    return scores
 
 
 def _comparisons(scores: Mapping[str, Scores]) -> Iterator[report.Comparison]:

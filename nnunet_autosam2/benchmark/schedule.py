@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.text import printable
 
 POLL_SECONDS = 1.0
 NO_LIMIT_MINUTES = 366 * 24 * 60
@@ -92,7 +93,7 @@ def _outcome(submission: submitit.Job) -> str | None:
         return submission.result()
     except Exception as error:  # of the job, of submitit, or of the cluster
         lines = [line for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[-1] if lines else 'no reason given'}"
+        return f"{type(error).__name__}: {printable(lines[-1]) if lines else 'no reason given'}"
 
 
 def _state(running: Any) -> str:

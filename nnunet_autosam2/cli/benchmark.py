@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from nnunet_autosam2.errors import DatasetError, TrainingError
 from nnunet_autosam2.evaluation.challenges import CHALLENGES
 
 
@@ -90,6 +91,7 @@ def command(
     from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
     from nnunet_autosam2.inspection import find_device
     from nnunet_autosam2.report.write import require_viewer, write_report
+    from nnunet_autosam2.staging import require_writable
 
     require_brats_evaluation()
     if viewer_cases:
@@ -99,6 +101,7 @@ def command(
         find_device(device)
     splits, cases = find_splits(models[0].dataset, folds), find_cases(models[0].dataset)
     output = (output or Path(f"benchmark_{models[0].dataset}")).absolute()
+    require_writable(output)
     output.mkdir(parents=True, exist_ok=True)
     jobs = [
         FoldJob(
@@ -118,14 +121,26 @@ def command(
             errors = run_jobs(unfinished, executor, at_once or _places(executor, device), output / "jobs", parameters)
         except KeyboardInterrupt:
             _stop()
+        except OSError as error:
+            raise TrainingError(f"{output / 'jobs'} cannot be written: {error}. Start it again to go on.") from error
     benchmark = record.collect(models, jobs, errors, cases, challenge, num_processes)
     record.write(benchmark, output)
     click.echo("\n\n".join(record.markdown(benchmark)))
-    index = write_report(output, viewer_cases)
+    try:
+        index = write_report(output, viewer_cases)
+    except DatasetError as error:
+        if not viewer_cases:
+            raise
+        click.echo(f"No viewer: {error}", err=True)
+        index = write_report(output, 0)
     click.echo(f"\nReport: {index} (it opens by itself, without a server)")
-    if errors:
-        lines = [f"{job.name}: {error}" for job, error in errors.items()]
-        raise click.ClickException("\n".join([f"{len(errors)} of {len(jobs)} folds are missing.", *lines]))
+    missing = [
+        f"{model.name}__fold_{fold.fold}: {fold.error}"
+        for model, of_model in zip(models, benchmark.models, strict=True)
+        for fold in of_model.failed
+    ]
+    if missing:
+        raise TrainingError("\n".join([f"{len(missing)} of {len(jobs)} folds are missing.", *missing]))
 
 
 def _slurm_parameters(assignments: tuple[str, ...]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 
 from nnunet_autosam2.columns import aligned
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
+from nnunet_autosam2.text import LINE, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ def command(checkpoint: Path, tensors: bool) -> None:
 
     content = read_nnunet_checkpoint(checkpoint)
     for title, value in _facts(content):
-        click.echo(f"{title:<14} {value}")
+        click.echo(f"{title:<14} {printable(value, LINE)}")
     click.echo()
     weights = {str(name): value for name, value in _mapping(content["network_weights"]).items() if is_tensor(value)}
     click.echo(aligned(_every_tensor(weights) if tensors else _parts(weights), numbers=True))

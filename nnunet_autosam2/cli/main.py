@@ -1,6 +1,12 @@
 """The `autosam2` command: one sub-command a file, imported only when it is called."""
 
 import importlib
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -36,9 +42,31 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context):
         try:
-            return super().invoke(ctx)
+            with _signals_end_in_order():
+                return super().invoke(ctx)
         except AutoSAM2Error as error:
             raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _signals_end_in_order() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed, end a command as Ctrl-C does: with its processes, and without
+    what it has not finished. The exit code is the shell's, 143 or 129.
+    """
+    usual = {
+        name: signal.signal(name, _end)
+        for name in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(name) is signal.SIG_DFL  # and not ignored, as by nohup
+    }
+    try:
+        yield
+    finally:
+        for name, handler in usual.items():
+            signal.signal(name, handler)
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

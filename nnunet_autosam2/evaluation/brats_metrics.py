@@ -24,13 +24,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm.contrib.concurrent import process_map, thread_map
+from tqdm.contrib.concurrent import thread_map
 
-from nnunet_autosam2.dataset_conversion.nifti import read_volume, unknown_labels
+from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, unknown_labels
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError, OutOfMemoryError
 from nnunet_autosam2.evaluation.challenges import CHALLENGES, FOUND_LESION, LARGEST_DISTANCE, SMALL_LESION
 from nnunet_autosam2.evaluation.pairs import Pair
 from nnunet_autosam2.evaluation.regions import NUMBERINGS, REGIONS, Numbering
+from nnunet_autosam2.workers import process_map
 
 Scores = dict[str, dict[str, dict[str, "float | None"]]]
 """`[case][region][metric]`; None where it is not defined."""
@@ -85,7 +86,7 @@ def evaluate(
 
     measure = partial(_measure, challenge=challenge, numbering=numbering)
     try:
-        measured = process_map(measure, pairs, desc="evaluate", max_workers=workers, chunksize=1)
+        measured = process_map(measure, pairs, workers, "evaluate")
     except BrokenProcessPool as error:
         raise OutOfMemoryError(
             f"A process of {workers} was ended by the system, most likely because memory ran out: "
@@ -132,7 +133,7 @@ def _check(pair: Pair, numbering: Numbering) -> Check:
         grids.append(grid)
         if unknown := unknown_labels(voxels, numbering.labels):
             problems.append(
-                f"{file} has the labels {', '.join(map(str, unknown))}: expected "
+                f"{file} has the labels {listed_labels(unknown)}: expected "
                 f"{', '.join(map(str, sorted(numbering.labels)))}. Give --labels if its numbering is another one."
             )
     if len(grids) == 2 and (differences := grids[0].differences(grids[1])):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnunet_autosam2.errors import DatasetError, listed
+from nnunet_autosam2.files import entries, require_file
 
 ENDING = ".nii.gz"
 
@@ -106,7 +107,7 @@ def _fold_folders(predictions: Path) -> list[Path]:
         folder = folder.parent
     if re.fullmatch(r"fold_(\d+|all)", folder.name):
         return [folder]
-    folds = [path for path in predictions.iterdir() if re.fullmatch(r"fold_\d+", path.name)]
+    folds = [path for path in entries(predictions) if re.fullmatch(r"fold_\d+", path.name)]
     return sorted(folds, key=lambda path: int(_fold_name(path)))
 
 
@@ -116,7 +117,7 @@ def _fold_name(folder: Path) -> str:
 
 def _segmentations(folder: Path) -> dict[str, Path]:
     """Case → file."""
-    files = {file.name.removesuffix(ENDING): file for file in sorted(folder.glob(f"*{ENDING}"))}
+    files = {file.name.removesuffix(ENDING): file for file in entries(folder) if file.name.endswith(ENDING)}
     if not files:
         raise DatasetError(f"{folder} holds no {ENDING} file.")
     return files
@@ -143,6 +144,7 @@ def _matched(
 
 def _dataset_name(model: Path) -> str:
     plans = model / "plans.json"
+    require_file(plans)
     try:
         return json.loads(plans.read_text(encoding="utf-8"))["dataset_name"]
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -166,6 +168,7 @@ def _splits(dataset: str) -> list[dict[str, list[str]]]:
     from nnunetv2.paths import nnUNet_preprocessed
 
     file = Path(nnUNet_preprocessed or ".", dataset, "splits_final.json")
+    require_file(file)
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

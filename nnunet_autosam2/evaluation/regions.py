@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.files import require_file
 
 REGIONS = ("WT", "TC", "ET")
 NAMES_IN_DATASET_JSON = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
@@ -32,7 +33,7 @@ class Numbering:
         table = np.zeros(max(self.labels) + 1, np.uint8)
         for region, label in zip(REGIONS, (oedema, core, enhancing), strict=True):
             table[list(self.regions[region])] = label
-        return table[voxels.astype(np.intp)]
+        return table[np.rint(voxels).astype(np.intp)]
 
 
 NUMBERINGS = {
@@ -54,6 +55,7 @@ def numbering_of_dataset(dataset_json: Path) -> Numbering:
         DatasetError: unreadable, or without the three regions, each within the one before.
     """
     choices = ", ".join(NUMBERINGS)
+    require_file(dataset_json)
     try:
         labels = json.loads(dataset_json.read_text(encoding="utf-8"))["labels"]
         labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in labels.items()}

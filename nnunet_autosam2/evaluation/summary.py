@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from nnunet_autosam2.columns import aligned
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores
 from nnunet_autosam2.evaluation.regions import REGIONS
+from nnunet_autosam2.text import csv_cell
 
 
 class Statistic(NamedTuple):
@@ -63,7 +64,7 @@ def write_scores(folder: Path, scores: Scores, about: dict[str, Any]) -> None:
         writer = csv.writer(file)
         writer.writerow(["case", "region", *METRICS])
         for case, regions in scores.items():
-            writer.writerows([case, region, *regions[region].values()] for region in REGIONS)
+            writer.writerows([csv_cell(case), region, *regions[region].values()] for region in REGIONS)
     summary = {
         region: {metric: statistic._asdict() for metric, statistic in metrics.items()}
         for region, metrics in summarise(scores).items()

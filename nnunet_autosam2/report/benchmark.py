@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.files import require_file
 
 FILE = "benchmark.json"
 REGIONS = ("ET", "TC", "WT")
@@ -165,6 +166,7 @@ def read_benchmark(folder: Path) -> Benchmark:
         DatasetError: `folder` holds no `benchmark.json`, or one that does not say what it has to.
     """
     path = folder / FILE
+    require_file(path)
     try:
         return Benchmark.model_validate_json(path.read_bytes())
     except FileNotFoundError:

@@ -19,6 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.files import require_file
 from nnunet_autosam2.report.benchmark import DICE, REGIONS, Benchmark, CaseResult
 
 FOLDER = "volumes"
@@ -81,6 +82,7 @@ def _dice(result: CaseResult | None) -> dict[str, float | None] | None:
 
 
 def _open(path: Path, shape: tuple[int, ...] | None) -> nibabel.Nifti1Image:
+    require_file(path)
     try:
         image = nibabel.load(path)
         if isinstance(image, nibabel.Nifti1Image):

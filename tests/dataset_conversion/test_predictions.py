@@ -54,6 +54,8 @@ def test_only_segmentations_are_read(source: Path, tmp_path: Path):
     labels = convert_brats(source, 5, "Phantom", output=tmp_path).folder / "labelsTr"
     (labels / "plans.json").write_text("{}")
     (labels / "phantom_001.npz").touch()
+    (labels / "._phantom_001.nii.gz").write_bytes(b"resource fork of macOS")
+    (labels / "@eaDir").mkdir()
     assert predictions_to_brats(labels, tmp_path / "back").number == 2
 
 
@@ -93,3 +95,12 @@ def test_the_release_is_that_of_the_nearest_dataset_json(tmp_path: Path):
     (validation / "dataset.json").write_text("{")
     with pytest.raises(DatasetError, match=r"dataset\.json cannot be read"):
         recorded_release(validation)
+
+
+def test_probabilities_in_the_place_of_labels_are_one_short_line(source: Path, tmp_path: Path):
+    labels = convert_brats(source, 5, "Phantom", output=tmp_path).folder / "labelsTr"
+    probabilities = np.random.default_rng(0).random((90, 90, 90), np.float32)
+    nibabel.save(nibabel.Nifti1Image(probabilities, np.eye(4)), labels / "phantom_001.nii.gz")
+    with pytest.raises(DatasetError, match=r"has the labels 0\.\d+, .* and \d+ more: a prediction") as caught:
+        predictions_to_brats(labels, tmp_path / "back")
+    assert len(str(caught.value)) < 1000
