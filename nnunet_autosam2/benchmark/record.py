@@ -16,10 +16,12 @@ from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.benchmark.models import Model, titles
 from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_seconds
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
+from nnunet_autosam2.evaluation.challenges import rules
+from nnunet_autosam2.evaluation.empty_regions import RULE
 from nnunet_autosam2.evaluation.pairs import find_pairs
 from nnunet_autosam2.evaluation.regions import numbering_of_dataset
 from nnunet_autosam2.report import benchmark as report
-from nnunet_autosam2.report.tables import OVERLAP, Table, cost_table, score_table
+from nnunet_autosam2.report.tables import OVERLAP, Table, comparison_tables, cost_table, score_table
 from nnunet_autosam2.staging import replace_file
 
 COMPARED = ("Dice", "HD95")
@@ -61,6 +63,7 @@ def collect(
         models=records,
         cases={case: files for case, files in cases.items() if case in found},
         comparisons=list(_comparisons(scores)),
+        rules=[*rules(challenge), RULE],
     )
 
 
@@ -82,9 +85,12 @@ def write(benchmark: report.Benchmark, output: Path) -> None:
 
 
 def markdown(benchmark: report.Benchmark) -> Iterator[str]:
-    """Overlap and cost; the report has the rest."""
-    tables = [score_table(benchmark, OVERLAP, "Overlap with the truth, mean ± sd"), cost_table(benchmark)]
-    yield from (_markdown(table) for table in tables if table is not None)
+    """Overlap, differences and cost, and how they count; the report has the rest."""
+    overlap = score_table(benchmark, OVERLAP, "Overlap with the truth, mean ± sd")
+    for table in (overlap, *comparison_tables(benchmark), cost_table(benchmark)):
+        if table is not None:
+            yield _markdown(table)
+    yield "\n".join(benchmark.rules)
 
 
 def _markdown(table: Table) -> str:

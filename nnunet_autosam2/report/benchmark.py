@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.evaluation.empty_regions import RULE, CaseScores, counted
 
 FILE = "benchmark.json"
 REGIONS = ("ET", "TC", "WT")
 MEAN = "mean"
 """In the place of a region: over those in which a case's metric is defined"""
 DICE, HD95 = "Dice", "HD95"
+LEAST_CASES = 10
+"""Below, a difference has neither a confidence interval nor a mark that it is one"""
 
 
 def _defined(value: float | None) -> float | None:
@@ -28,11 +32,11 @@ Score = Annotated[float | None, AfterValidator(_defined)]
 """None where a metric is not defined"""
 
 
-def score_of(case: Mapping[str, Mapping[str, float | None]], region: str, metric: str) -> float | None:
+def score_of(case: CaseScores, region: str, metric: str) -> float | None:
     """Of a case's region → metric → value; None where it is not defined."""
     if region != MEAN:
         return case.get(region, {}).get(metric)
-    values = [value for each in REGIONS if (value := score_of(case, each, metric)) is not None]
+    values = [value for each in case if (value := score_of(case, each, metric)) is not None]
     return float(np.mean(values)) if values else None
 
 
@@ -43,9 +47,11 @@ class CaseResult(BaseModel):
     seconds: float | None
     scores: dict[str, dict[str, Score]]
     """Region → metric → value; HD95 in mm, the others 0 to 1"""
+    _counted: CaseScores | None = PrivateAttr(default=None)
 
     def score(self, region: str, metric: str) -> float | None:
-        return score_of(self.scores, region, metric)
+        """As it counts beside the other models of the benchmark."""
+        return score_of(self.scores if self._counted is None else self._counted, region, metric)
 
     def mean_dice(self) -> float | None:
         return self.score(MEAN, DICE)
@@ -125,11 +131,24 @@ class Comparison(BaseModel):
     """Or `mean`, over the regions"""
     metric: str
     n: int
-    difference: float
-    """Mean over the cases of `model` minus `reference`"""
-    low: float
-    high: float
+    dropped: int = 0
+    """Further cases that both have and that do not count, because neither has the region"""
+    difference: float | None
+    """Mean over the n cases of `model` minus `reference`"""
+    low: float | None
+    high: float | None
+    """Of the 95 % confidence interval; None where there is none"""
     p: float | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        if self.n < LEAST_CASES or self.low is None or self.high is None:
+            return None
+        return self.low, self.high
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 class Benchmark(BaseModel):
@@ -140,6 +159,8 @@ class Benchmark(BaseModel):
     models: list[Model] = Field(min_length=1)
     cases: dict[str, CaseFiles]
     comparisons: list[Comparison]
+    rules: list[str] = [RULE]
+    """How empty regions, lesions and distances count, a sentence or two each"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Benchmark:
@@ -151,6 +172,13 @@ class Benchmark(BaseModel):
             for result in model.results():
                 if result.case not in self.cases:
                     raise ValueError(f"cases: {result.case!r} is missing, of which {model.title!r} has a result")
+        by_case = defaultdict(list)
+        for model in self.models:
+            for result in model.results():
+                by_case[result.case].append(result)
+        for results in by_case.values():
+            for result, scores in zip(results, counted([result.scores for result in results]), strict=True):
+                result._counted = scores
         return self
 
     @property

@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nnunet_autosam2.report.benchmark import DICE, HD95, MEAN, REGIONS, Benchmark, Model
-from nnunet_autosam2.report.tables import excludes_zero
+from nnunet_autosam2.report.benchmark import DICE, HD95, LEAST_CASES, MEAN, REGIONS, Benchmark, Model
 
 # Stand-ins: the page replaces them by its own colours, which differ between light and dark.
 INK, GRID = "#010203", "#010204"
@@ -62,7 +61,8 @@ def draw_figures(benchmark: Benchmark) -> Iterator[Drawing]:
     yield from _drawn("hd95", f"HD95 of each case (mm), less is better. {_BOXES}", _boxes(models, HD95, 1))
     yield from _drawn(
         "differences",
-        "Paired differences in Dice, in percentage points, with confidence intervals. Filled: the interval excludes 0.",
+        "Paired differences in Dice, in percentage points, with 95 % confidence intervals "
+        f"from {LEAST_CASES} cases on. Filled: the interval excludes 0.",
         _differences(benchmark),
     )
     yield from _drawn(
@@ -133,13 +133,15 @@ def _differences(benchmark: Benchmark) -> Figure | None:
         figure, panels = _figure(1.1 + 0.42 * len(pairs), len(regions))
         for axes, region in zip(panels, regions, strict=True):
             for comparison in shown:
-                if comparison.region != region:
+                if comparison.region != region or comparison.difference is None:
                     continue
-                low, middle, high = (100 * value for value in (comparison.low, comparison.difference, comparison.high))
                 row = pairs.index((comparison.model, comparison.reference))
                 colour = SERIES[0]
-                axes.plot([low, high], [row, row], color=colour, linewidth=2)
-                fill = colour if excludes_zero(comparison) else "none"
+                if comparison.interval is not None:
+                    ends = [100 * bound for bound in comparison.interval]
+                    axes.plot(ends, [row, row], color=colour, linewidth=2)
+                fill = colour if comparison.excludes_zero else "none"
+                middle = 100 * comparison.difference
                 axes.plot(middle, row, "o", markersize=7, markerfacecolor=fill, markeredgecolor=colour)
             axes.axvline(0, color=INK, linewidth=1)
             axes.set(title=region.capitalize() if region == MEAN else region, ylim=(len(pairs) - 0.5, -0.5))

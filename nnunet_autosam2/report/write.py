@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.report import fetch_niivue
-from nnunet_autosam2.report.benchmark import REGIONS, Benchmark, read_benchmark
+from nnunet_autosam2.report.benchmark import LEAST_CASES, REGIONS, Benchmark, read_benchmark
 from nnunet_autosam2.report.fetch_niivue import BUNDLE
 from nnunet_autosam2.report.figures import draw_figures
 from nnunet_autosam2.report.tables import (
@@ -88,6 +88,7 @@ def _index(benchmark: Benchmark, cases: list[dict[str, Any]]) -> dict[str, Any]:
     figures = {drawing.key: drawing for drawing in draw_figures(benchmark)}
     return {
         "benchmark": benchmark,
+        "least_cases": LEAST_CASES,
         "finished": sum(len(model.folds) for model in benchmark.models) - len(failures),
         "failures": failures,
         "scores": [table for table in tables if table is not None],
