@@ -10,7 +10,10 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_autosam2.benchmark.models import Model
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.evaluation.pairs import ENDING
+from nnunet_autosam2.evaluation.regions import Numbering, choose_numbering, numbering_of_dataset
 from nnunet_autosam2.plans import read_json
 from nnunet_autosam2.report.benchmark import CaseFiles
 from nnunet_autosam2.staging import replace_file
@@ -29,6 +32,22 @@ def find_cases(dataset: str) -> dict[str, CaseFiles]:
         str(case): CaseFiles(images=dict(zip(channels, of_case["images"], strict=True)), truth=of_case["label"])
         for case, of_case in files.items()
     }
+
+
+def find_numbering(models: Sequence[Model]) -> Numbering:
+    """What the labels of their data set mean, if what they predict can be evaluated.
+
+    Raises:
+        DatasetError: it cannot, or one of them was trained when they meant something else.
+    """
+    path = Path(nnUNet_preprocessed) / models[0].dataset / "dataset.json"
+    if (ending := read_json(path).get("file_ending")) != ENDING:
+        raise DatasetError(f"{path}: files that end in {ending} cannot be evaluated here, only those in {ENDING}.")
+    numbering = numbering_of_dataset(path)
+    for trained in (model.folder / "dataset.json" for model in models):
+        if trained.exists():
+            choose_numbering(None, [path, trained], [])
+    return numbering
 
 
 def find_splits(dataset: str, folds: Sequence[int]) -> list[dict[str, list[str]]]:

@@ -19,7 +19,7 @@ from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
 from nnunet_autosam2.evaluation.challenges import rules
 from nnunet_autosam2.evaluation.empty_regions import RULE
 from nnunet_autosam2.evaluation.pairs import find_pairs
-from nnunet_autosam2.evaluation.regions import numbering_of_dataset
+from nnunet_autosam2.evaluation.regions import Numbering
 from nnunet_autosam2.report import benchmark as report
 from nnunet_autosam2.report.tables import OVERLAP, Table, comparison_tables, cost_table, score_table
 from nnunet_autosam2.staging import replace_file
@@ -34,6 +34,7 @@ def collect(
     jobs: Sequence[FoldJob],
     errors: Mapping[FoldJob, str],
     cases: Mapping[str, report.CaseFiles],
+    numbering: Numbering,
     challenge: str = "gli",
     num_processes: int | None = None,
 ) -> report.Benchmark:
@@ -41,18 +42,20 @@ def collect(
 
     Args:
         errors: of the jobs that have failed.
-        challenge: of BraTS, whose rules the scores follow.
+        numbering: of the data set's labels.
+        challenge: of BraTS, whose rules the scores of its regions follow.
         num_processes: cases to evaluate at a time.
 
     Raises:
         AutoSAM2Error: a prediction cannot be evaluated.
     """
-    evaluated = partial(_evaluated, challenge=challenge, num_processes=num_processes)
+    evaluated = partial(_evaluated, numbering=numbering, challenge=challenge, num_processes=num_processes)
     by_title = dict(zip(titles(models), models, strict=True))
     records = [
         _model(title, model, [job for job in jobs if job.model == model], errors, evaluated)
         for title, model in by_title.items()
     ]
+    regions = sorted(numbering.regions) if numbering.is_brats else list(numbering.regions)
     scores = {record.title: {result.case: result.scores for result in record.results()} for record in records}
     found = {result.case for record in records for result in record.results()}
     return report.Benchmark(
@@ -62,8 +65,9 @@ def collect(
         created=datetime.now(timezone.utc),
         models=records,
         cases={case: files for case, files in cases.items() if case in found},
-        comparisons=list(_comparisons(scores)),
-        rules=[*rules(challenge), RULE],
+        comparisons=list(_comparisons(scores, regions)),
+        regions=regions,
+        rules=[*rules(challenge, numbering.is_brats), RULE],
     )
 
 
@@ -73,9 +77,11 @@ def write(benchmark: report.Benchmark, output: Path) -> None:
     replace_file(output / "results.md", "\n\n".join(markdown(benchmark)) + "\n")
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(["model", "fold", "case", "region", *METRICS])
+    every = [result.scores for model in benchmark.models for result in model.results()]
+    metrics = [metric for metric in METRICS if any(metric in scores for case in every for scores in case.values())]
+    writer.writerow(["model", "fold", "case", "region", *metrics])
     writer.writerows(
-        [model.title, fold.fold, result.case, region, *map(scores.get, METRICS)]
+        [model.title, fold.fold, result.case, region, *map(scores.get, metrics)]
         for model in benchmark.models
         for fold in model.folds
         for result in fold.cases
@@ -153,20 +159,19 @@ def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores
     return fold
 
 
-def _evaluated(job: FoldJob, challenge: str, num_processes: int | None) -> Scores:
+def _evaluated(job: FoldJob, numbering: Numbering, challenge: str, num_processes: int | None) -> Scores:
     """Kept from last time, unless nnU-Net has validated again since."""
-    kept = job.output / "scores" / f"{job.name}__{challenge}.json"
+    kept = job.output / "scores" / f"{job.name}__{challenge if numbering.is_brats else 'labels'}.json"
     summary = job.folder / "validation" / "summary.json"
     if not kept.is_file() or kept.stat().st_mtime < summary.stat().st_mtime:
         kept.parent.mkdir(exist_ok=True)
-        numbering = numbering_of_dataset(job.model.folder / "dataset.json")
         replace_file(kept, json.dumps(evaluate(find_pairs(job.folder).pairs, challenge, numbering, num_processes)))
     return json.loads(kept.read_text())
 
 
-def _comparisons(scores: Mapping[str, Scores]) -> Iterator[report.Comparison]:
+def _comparisons(scores: Mapping[str, Scores], regions: Sequence[str]) -> Iterator[report.Comparison]:
     reference, *others = scores
-    for model, metric, region in product(others, COMPARED, (*report.REGIONS, report.MEAN)):
+    for model, metric, region in product(others, COMPARED, (*regions, report.MEAN)):
         difference = compare(scores[model], scores[reference], region, metric)
         if difference is not None:
             yield report.Comparison(

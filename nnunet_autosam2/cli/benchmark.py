@@ -75,15 +75,15 @@ def command(
     evaluate_only: bool,
     viewer_cases: int,
 ) -> None:
-    """Train each trainer on each fold with nnU-Net's commands, unless that is done, evaluate its validation by the
-    BraTS metrics, and write tables, statistics and a report with a viewer.
+    """Train each trainer on each fold with nnU-Net's commands, unless that is done, evaluate its validation (BraTS by
+    the metrics of its challenges, other labels by MONAI), and write tables, statistics and a report with a viewer.
 
     It can be stopped at any time: started again, it goes on. A fold that fails is reported and does not stop the rest.
     """
     parameters = _slurm_parameters(slurm)
     # These take seconds to import.
     from nnunet_autosam2.benchmark import record
-    from nnunet_autosam2.benchmark.dataset import find_cases, find_splits
+    from nnunet_autosam2.benchmark.dataset import find_cases, find_numbering, find_splits
     from nnunet_autosam2.benchmark.fold_job import FoldJob
     from nnunet_autosam2.benchmark.models import find_models
     from nnunet_autosam2.benchmark.schedule import run_jobs
@@ -91,10 +91,12 @@ def command(
     from nnunet_autosam2.inspection import find_device
     from nnunet_autosam2.report.write import require_viewer, write_report
 
-    require_brats_evaluation()
     if viewer_cases:
         require_viewer()
     models = find_models(dataset, trainers, plans, configuration)
+    numbering = find_numbering(models)
+    if numbering.is_brats:
+        require_brats_evaluation()
     if executor != "slurm":
         find_device(device)
     splits, cases = find_splits(models[0].dataset, folds), find_cases(models[0].dataset)
@@ -118,7 +120,7 @@ def command(
             errors = run_jobs(unfinished, executor, at_once or _places(executor, device), output / "jobs", parameters)
         except KeyboardInterrupt:
             _stop()
-    benchmark = record.collect(models, jobs, errors, cases, challenge, num_processes)
+    benchmark = record.collect(models, jobs, errors, cases, numbering, challenge, num_processes)
     record.write(benchmark, output)
     click.echo("\n\n".join(record.markdown(benchmark)))
     index = write_report(output, viewer_cases)

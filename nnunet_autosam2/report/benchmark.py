@@ -16,7 +16,6 @@ from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.evaluation.empty_regions import RULE, CaseScores, counted
 
 FILE = "benchmark.json"
-REGIONS = ("ET", "TC", "WT")
 MEAN = "mean"
 """In the place of a region: over those in which a case's metric is defined"""
 DICE, HD95 = "Dice", "HD95"
@@ -159,6 +158,8 @@ class Benchmark(BaseModel):
     models: list[Model] = Field(min_length=1)
     cases: dict[str, CaseFiles]
     comparisons: list[Comparison]
+    regions: list[str] = Field(["ET", "TC", "WT"], min_length=1)
+    """In the order of tables and figures"""
     rules: list[str] = [RULE]
     """How empty regions, lesions and distances count, a sentence or two each"""
 

@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from nnunet_autosam2.evaluation.empty_regions import MILLIMETRES
-from nnunet_autosam2.report.benchmark import DICE, MEAN, REGIONS, Benchmark, Comparison, Model
+from nnunet_autosam2.report.benchmark import DICE, MEAN, Benchmark, Comparison, Model
 
 OVERLAP = (DICE, "IoU")
 BOUNDARY = ("HD95", "NSD", "Sensitivity")
@@ -55,11 +55,11 @@ def score_table(benchmark: Benchmark, metrics: Sequence[str], caption: str) -> T
     present = [
         metric
         for metric in metrics
-        if any(model.scores(region, metric).size for model in benchmark.models for region in REGIONS)
+        if any(model.scores(region, metric).size for model in benchmark.models for region in benchmark.regions)
     ]
     if not present:
         return None
-    regions = {metric: [*REGIONS, "Mean"] if metric == DICE else list(REGIONS) for metric in present}
+    regions = {metric: [*benchmark.regions, *["Mean"] * (metric == DICE)] for metric in present}
     table = Table(
         caption,
         [(f"{metric} ({'mm' if metric in MILLIMETRES else '%'})", len(regions[metric])) for metric in present],
@@ -97,7 +97,7 @@ def _score_column(models: list[Model], region: str, metric: str, cases: int) -> 
 
 def comparison_tables(benchmark: Benchmark) -> Iterator[Table]:
     """One a metric: a row a pair of models, a column a region."""
-    regions = [*REGIONS, MEAN]
+    regions = [*benchmark.regions, MEAN]
 
     def pair(comparison: Comparison) -> tuple[str, str, str]:
         return comparison.metric, comparison.model, comparison.reference
@@ -109,7 +109,7 @@ def comparison_tables(benchmark: Benchmark) -> Iterator[Table]:
         table = Table(
             f"Paired differences in {metric}, {unit}",
             [],
-            [*REGIONS, "Mean"],
+            [*benchmark.regions, "Mean"],
             heading="Model − reference",
         )
         for (_, model, reference), of_pair in groupby(of_metric, key=pair):

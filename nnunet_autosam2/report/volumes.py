@@ -19,7 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.report.benchmark import DICE, REGIONS, Benchmark, CaseResult
+from nnunet_autosam2.report.benchmark import DICE, Benchmark, CaseResult
 
 FOLDER = "volumes"
 
@@ -69,15 +69,15 @@ def pack_cases(benchmark: Benchmark, folder: Path, count: int, output: Path) -> 
             if result is not None:
                 prediction = _open(folder / result.prediction, truth.shape)
                 name = _write(output, next(names), _labels(prediction))
-            overlays.append({"title": title, "file": name, "dice": _dice(result)})
+            overlays.append({"title": title, "file": name, "dice": _dice(result, benchmark.regions)})
         packed.append(
             {"title": case, "rank": rank, "channels": channels, "overlays": overlays, "centre": _centre(truth)}
         )
     return packed
 
 
-def _dice(result: CaseResult | None) -> dict[str, float | None] | None:
-    return None if result is None else {region: result.score(region, DICE) for region in REGIONS}
+def _dice(result: CaseResult | None, regions: list[str]) -> dict[str, float | None] | None:
+    return None if result is None else {region: result.score(region, DICE) for region in regions}
 
 
 def _open(path: Path, shape: tuple[int, ...] | None) -> nibabel.Nifti1Image:

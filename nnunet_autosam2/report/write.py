@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.report import fetch_niivue
-from nnunet_autosam2.report.benchmark import LEAST_CASES, REGIONS, Benchmark, read_benchmark
+from nnunet_autosam2.report.benchmark import LEAST_CASES, Benchmark, read_benchmark
 from nnunet_autosam2.report.fetch_niivue import BUNDLE
 from nnunet_autosam2.report.figures import draw_figures
 from nnunet_autosam2.report.tables import (
@@ -53,9 +53,9 @@ def write_report(folder: Path, viewer_cases: int) -> Path:
     with replaced_folder(folder / NAME) as staged:
         cases = pack_cases(benchmark, folder, viewer_cases, staged) if viewer_cases else []
         if cases:
-            data = {"cases": cases, "regions": REGIONS, "labels": LABELS}
+            data = {"cases": cases, "regions": benchmark.regions, "labels": LABELS}
             page = environment.get_template("viewer.html").render(
-                benchmark=benchmark, cases=cases, regions=REGIONS, labels=LABELS, data=data
+                benchmark=benchmark, cases=cases, regions=benchmark.regions, labels=LABELS, data=data
             )
             (staged / "viewer.html").write_text(page, encoding="utf-8")
             for file in (BUNDLE, TEMPLATES / "viewer.js", TEMPLATES / "niivue-LICENSE.txt"):
