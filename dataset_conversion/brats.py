@@ -21,7 +21,7 @@ from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_nam
 from nnunet_autosam2.dataset_conversion.cases import Case, find_cases, read_tree, releases_by_names
 from nnunet_autosam2.dataset_conversion.checks import WORKERS, check_cases
 from nnunet_autosam2.dataset_conversion.nifti import relabel, take_channel
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.errors import ConfigurationError, DatasetError, require_distinct
 from nnunet_autosam2.staging import resumable_folder, unfinished_state
 
 RELEASE_KEY = "brats_release"
@@ -138,6 +138,7 @@ def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:
 def _ordered(modalities: Sequence[str] | None, release: Release) -> list[str]:
     if modalities is None:
         return list(release.modalities)
+    require_distinct(modalities, "--modalities")
     unknown = [key for key in modalities if key not in release.modalities]
     if unknown or not modalities:
         raise ConfigurationError(

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from nnunet_autosam2.errors import require_distinct
 from nnunet_autosam2.evaluation.challenges import CHALLENGES
 
 
@@ -80,6 +81,7 @@ def command(
 
     It can be stopped at any time: started again, it goes on. A fold that fails is reported and does not stop the rest.
     """
+    require_distinct(folds, "--folds")
     parameters = _slurm_parameters(slurm)
     # These take seconds to import.
     from nnunet_autosam2.benchmark import record
@@ -99,7 +101,8 @@ def command(
         require_brats_evaluation()
     if executor != "slurm":
         find_device(device)
-    splits, cases = find_splits(models[0].dataset, folds), find_cases(models[0].dataset)
+    cases = find_cases(models[0].dataset)
+    splits = find_splits(models[0].dataset, folds, cases)
     output = (output or Path(f"benchmark_{models[0].dataset}")).absolute()
     output.mkdir(parents=True, exist_ok=True)
     jobs = [
@@ -136,6 +139,8 @@ def _slurm_parameters(assignments: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = assignment.partition("=")
         if not key or not equals:
             raise click.BadParameter(f"{assignment} is not KEY=VALUE.", param_hint="--slurm")
+        if key in parameters:
+            raise click.BadParameter(f"{key} is given twice: give it once.", param_hint="--slurm")
         parameters[key] = int(value) if value.isdecimal() else value
     return parameters
 

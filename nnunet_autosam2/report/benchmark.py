@@ -170,9 +170,14 @@ class Benchmark(BaseModel):
             if titles.count(title) > 1:
                 raise ValueError(f"models: the title {title!r} is there {titles.count(title)} times")
         for model in self.models:
-            for result in model.results():
-                if result.case not in self.cases:
-                    raise ValueError(f"cases: {result.case!r} is missing, of which {model.title!r} has a result")
+            folds, cases = [str(fold.fold) for fold in model.folds], [result.case for result in model.results()]
+            for what, names in (("fold", folds), ("case", cases)):
+                if twice := [name for name in names if names.count(name) > 1]:
+                    raise ValueError(f"models: {model.title!r} has the {what} {twice[0]!r} more than once")
+            if unknown := [case for case in cases if case not in self.cases]:
+                raise ValueError(f"cases: {unknown[0]!r} is missing, of which {model.title!r} has a result")
+        if len(set(self.regions)) < len(self.regions):
+            raise ValueError("regions: one of them is there more than once")
         by_case = defaultdict(list)
         for model in self.models:
             for result in model.results():
