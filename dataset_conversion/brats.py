@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_nam
 from nnunet_autosam2.dataset_conversion.cases import Case, find_cases, read_tree, releases_by_names
 from nnunet_autosam2.dataset_conversion.checks import WORKERS, check_cases
 from nnunet_autosam2.dataset_conversion.nifti import relabel, take_channel
+from nnunet_autosam2.dataset_conversion.patients import SPLITS, splits_by_patient
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, require_distinct
 from nnunet_autosam2.staging import resumable_folder, unfinished_state
 
@@ -36,6 +38,8 @@ class ConvertedDataset(NamedTuple):
     test_cases: list[str]
     left_out: dict[str, list[str]]
     """Case → what is wrong with it."""
+    folds: list[str]
+    """What there is to say about folds; empty: no patient has several cases, and nnU-Net's own folds are as good."""
 
 
 def convert_brats(
@@ -51,8 +55,9 @@ def convert_brats(
 ) -> ConvertedDataset:
     """Writes `DatasetIII_NAME` into `output`, by default `$nnUNet_raw`, after everything has been checked.
 
-    Cases with a segmentation go to imagesTr and labelsTr, cases without one to imagesTs. After an interruption the
-    same call goes on with the files that are missing, unless a source file has changed.
+    Cases with a segmentation go to imagesTr and labelsTr, cases without one to imagesTs. Where patients have several,
+    `splits_final.json` keeps them together; nnU-Net's planning copies it to `$nnUNet_preprocessed`. After an
+    interruption the same call goes on with the files that are missing, unless a source file has changed.
 
     Args:
         source: holds the case folders, directly or one folder deeper (HGG and LGG of BraTS 2018 to 2020).
@@ -93,6 +98,7 @@ def convert_brats(
     training = [case.name for case in cases if case.segmentation]
     test = [case.name for case in cases if not case.segmentation]
     channels = [chosen.modalities[key] for key in wanted]
+    splits, folds = splits_by_patient(training, folder)
     with resumable_folder(folder, state) as (staged, temporary):
         for subfolder in ["imagesTr", "labelsTr"] * bool(training) + ["imagesTs"] * bool(test):
             (staged / subfolder).mkdir(exist_ok=True)
@@ -111,7 +117,9 @@ def convert_brats(
             converted_by="autosam2 convert-brats",
             **{RELEASE_KEY: chosen.name},
         )
-    return ConvertedDataset(folder, chosen, channels, training, test, left_out)
+        if splits:
+            (staged / SPLITS).write_text(json.dumps(splits, indent=4), encoding="utf-8")
+    return ConvertedDataset(folder, chosen, channels, training, test, left_out, folds)
 
 
 def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:

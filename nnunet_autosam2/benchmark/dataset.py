@@ -8,15 +8,16 @@ from itertools import combinations
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.dataset_conversion.patients import FOLDS, by_patient, split_by_patient
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 from nnunet_autosam2.evaluation.pairs import ENDING
 from nnunet_autosam2.evaluation.regions import Numbering, choose_numbering, numbering_of_dataset
+from nnunet_autosam2.legend import legend
 from nnunet_autosam2.plans import read_json
-from nnunet_autosam2.report.benchmark import CaseFiles
+from nnunet_autosam2.report.benchmark import CaseFiles, Label
 from nnunet_autosam2.staging import replace_file
 
 
@@ -51,8 +52,15 @@ def find_numbering(models: Sequence[Model]) -> Numbering:
     return numbering
 
 
+def find_labels(dataset: str) -> list[Label]:
+    """For the legend of pictures."""
+    found = legend(read_json(Path(nnUNet_preprocessed) / dataset / "dataset.json"))
+    return [Label(**label._asdict()) for label in found]
+
+
 def find_splits(dataset: str, folds: Sequence[int], cases: Collection[str]) -> list[dict[str, list[str]]]:
-    """nnU-Net's folds; made as it makes them if no training has done so yet, so that no two trainings do it at once.
+    """nnU-Net's folds. If no training has made them yet, they are made here as it makes them, but by patient, so that
+    no two trainings do it at once.
 
     Raises:
         ConfigurationError: there are fewer folds.
@@ -64,12 +72,14 @@ def find_splits(dataset: str, folds: Sequence[int], cases: Collection[str]) -> l
         preprocessed = sorted(
             file.name.removesuffix(".nii.gz") for file in (folder / "gt_segmentations").glob("*.nii.gz")
         )
-        if len(preprocessed) < 5:
+        splits = split_by_patient(preprocessed)
+        if len(splits) < FOLDS:
             raise DatasetError(
-                f"{dataset} has {len(preprocessed)} cases, and nnU-Net's cross-validation needs 5. "
+                f"{dataset} has {len(preprocessed)} cases of {len(by_patient(preprocessed))} patients, and nnU-Net's "
+                "cross-validation needs 5. "
                 f"Write the folds that you want into {path}."
             )
-        replace_file(path, json.dumps(generate_crossval_split(preprocessed, seed=12345, n_splits=5), indent=4))
+        replace_file(path, json.dumps(splits, indent=4))
     splits = read_json(path)
     if too_high := [str(fold) for fold in folds if fold >= len(splits)]:
         raise ConfigurationError(f"Fold {', '.join(too_high)} is not there: {path} has folds 0 to {len(splits) - 1}.")

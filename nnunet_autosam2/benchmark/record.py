@@ -91,7 +91,8 @@ def write(benchmark: report.Benchmark, output: Path) -> None:
 
 
 def markdown(benchmark: report.Benchmark) -> Iterator[str]:
-    """Overlap, differences and cost, and how they count; the report has the rest."""
+    """Warnings, overlap, differences and cost, and how they count; the report has the rest."""
+    yield from (f"**WARNING: {warning}**" for warning in benchmark.warnings)
     overlap = score_table(benchmark, OVERLAP, "Overlap with the truth, mean ± sd")
     for table in (overlap, *comparison_tables(benchmark), cost_table(benchmark)):
         if table is not None:

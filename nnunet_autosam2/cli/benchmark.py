@@ -85,10 +85,11 @@ def command(
     parameters = _slurm_parameters(slurm)
     # These take seconds to import.
     from nnunet_autosam2.benchmark import record
-    from nnunet_autosam2.benchmark.dataset import find_cases, find_numbering, find_splits
+    from nnunet_autosam2.benchmark.dataset import find_cases, find_labels, find_numbering, find_splits
     from nnunet_autosam2.benchmark.fold_job import FoldJob
     from nnunet_autosam2.benchmark.models import find_models
     from nnunet_autosam2.benchmark.schedule import run_jobs
+    from nnunet_autosam2.dataset_conversion.patients import leaks
     from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
     from nnunet_autosam2.inspection import find_device
     from nnunet_autosam2.report.write import require_viewer, write_report
@@ -103,6 +104,9 @@ def command(
         find_device(device)
     cases = find_cases(models[0].dataset)
     splits = find_splits(models[0].dataset, folds, cases)
+    warnings = list(leaks(splits, folds))
+    for warning in warnings:
+        click.secho(f"WARNING: {warning}", fg="red", bold=True, err=True)
     output = (output or Path(f"benchmark_{models[0].dataset}")).absolute()
     output.mkdir(parents=True, exist_ok=True)
     jobs = [
@@ -124,6 +128,7 @@ def command(
         except KeyboardInterrupt:
             _stop()
     benchmark = record.collect(models, jobs, errors, cases, numbering, challenge, num_processes)
+    benchmark.warnings, benchmark.labels = warnings, find_labels(benchmark.dataset)
     record.write(benchmark, output)
     click.echo("\n\n".join(record.markdown(benchmark)))
     index = write_report(output, viewer_cases)

@@ -51,6 +51,7 @@ def command(
     brats-evaluation, or of the first four in the labels and regions of another data set, by MONAI. Writes scores.csv
     and scores.json with every case.
     """
+    from nnunet_autosam2.dataset_conversion.patients import leaks
     from nnunet_autosam2.evaluation.brats_metrics import evaluate, require_brats_evaluation
     from nnunet_autosam2.evaluation.pairs import find_pairs
     from nnunet_autosam2.evaluation.regions import choose_numbering
@@ -61,6 +62,10 @@ def command(
     files = [file for pair in found.pairs for file in (pair.prediction, pair.truth)]
     numbering, reason = choose_numbering(labels, found.dataset_jsons, files)
     click.echo(f"Labels: {numbering} ({reason})")
+    folds_known = [int(fold) for fold in found.folds if fold.isdecimal() and int(fold) < len(found.splits)]
+    warnings = list(leaks(found.splits, folds_known))
+    for warning in warnings:
+        click.secho(f"WARNING: {warning}", fg="red", bold=True, err=True)
     output = output or predictions / "evaluation"
     about: dict[str, Any] = {"folds": found.folds, "rules": rules(challenge, numbering.is_brats)}
     if numbering.is_brats:
@@ -69,7 +74,7 @@ def command(
     else:
         about["monai"] = version("monai")
         by = f"MONAI {about['monai']}"
-    about |= {"labels": numbering.regions, "labels_from": reason}
+    about |= {"warnings": warnings, "labels": numbering.regions, "labels_from": reason}
     with staged_folder(output) as staged:
         scores = evaluate(found.pairs, challenge, numbering, num_processes)
         write_scores(staged, scores, about)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ class Found:
     """As in `["0", "1"]`; empty for predictions that are of no fold."""
     dataset_jsons: list[Path]
     """nnU-Net's, beside the predictions and the truths."""
+    splits: list[dict[str, list[str]]] = field(default_factory=list)
+    """nnU-Net's, of the folds; empty where they are not known."""
 
 
 def find_pairs(predictions: Path, truth: Path | None = None, chill: bool = False) -> Found:
@@ -74,7 +76,7 @@ def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found
     if truth is None:
         dataset = _dataset_name(model)
         truth = _gt_segmentations(dataset)
-        splits = [] if chill else _splits(dataset)
+        splits = _splits(dataset)
     true = _segmentations(truth)
     predicted: dict[str, Path] = {}
     pairs = []
@@ -93,10 +95,11 @@ def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found
             )
         predicted |= of_fold
         number = _fold_name(fold)
-        expected = splits[int(number)]["val"] if number.isdecimal() and int(number) < len(splits) else []
+        known = not chill and number.isdecimal() and int(number) < len(splits)
+        expected = splits[int(number)]["val"] if known else []
         pairs += _matched(of_fold, true, validation, truth, expected)
     beside = [file for file in _dataset_jsons(truth) if file != model / "dataset.json"]
-    return Found(sorted(pairs), [_fold_name(fold) for fold in folds], [model / "dataset.json", *beside])
+    return Found(sorted(pairs), [_fold_name(fold) for fold in folds], [model / "dataset.json", *beside], splits)
 
 
 def _dataset_jsons(*folders: Path) -> list[Path]:

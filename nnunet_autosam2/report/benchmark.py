@@ -14,11 +14,14 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationEr
 
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.evaluation.empty_regions import RULE, CaseScores, counted
+from nnunet_autosam2.legend import legend
 
 FILE = "benchmark.json"
 MEAN = "mean"
 """In the place of a region: over those in which a case's metric is defined"""
 DICE, HD95 = "Dice", "HD95"
+BRATS = {"labels": {"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}}
+"""Labels and regions of those that do not say"""
 LEAST_CASES = 10
 """Below, a difference has neither a confidence interval nor a mark that it is one"""
 
@@ -27,6 +30,7 @@ def _defined(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+Channel = Annotated[int, Field(ge=0, le=255)]
 Score = Annotated[float | None, AfterValidator(_defined)]
 """None where a metric is not defined"""
 
@@ -123,6 +127,14 @@ class CaseFiles(BaseModel):
     truth: Path
 
 
+class Label(BaseModel):
+    value: int = Field(ge=1)
+    """In label maps"""
+    title: str
+    colour: tuple[Channel, Channel, Channel]
+    """Red, green, blue"""
+
+
 class Comparison(BaseModel):
     model: str
     reference: str
@@ -160,6 +172,10 @@ class Benchmark(BaseModel):
     comparisons: list[Comparison]
     regions: list[str] = Field(["ET", "TC", "WT"], min_length=1)
     """In the order of tables and figures"""
+    labels: list[Label] = [Label(**label._asdict()) for label in legend(BRATS)]
+    """Of the data set, background left out"""
+    warnings: list[str] = []
+    """Why its numbers say less than they seem to"""
     rules: list[str] = [RULE]
     """How empty regions, lesions and distances count, a sentence or two each"""
 
@@ -176,8 +192,9 @@ class Benchmark(BaseModel):
                     raise ValueError(f"models: {model.title!r} has the {what} {twice[0]!r} more than once")
             if unknown := [case for case in cases if case not in self.cases]:
                 raise ValueError(f"cases: {unknown[0]!r} is missing, of which {model.title!r} has a result")
-        if len(set(self.regions)) < len(self.regions):
-            raise ValueError("regions: one of them is there more than once")
+        for what, names in (("regions", self.regions), ("labels", [str(label.value) for label in self.labels])):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what}: one of them is there more than once")
         by_case = defaultdict(list)
         for model in self.models:
             for result in model.results():

@@ -86,3 +86,13 @@ def test_folds_share_no_validation_case(folder: Path):
     assert find_splits(NAME, [1], CASES) == splits
     with pytest.raises(ConfigurationError, match="Fold 2 is not there"):
         find_splits(NAME, [2], CASES)
+
+
+def test_folds_that_are_made_here_are_by_patient(folder: Path):
+    scans = [f"BraTS-MET-0000{patient}-00{scan}" for patient in range(5) for scan in range(2)]
+    (folder / "gt_segmentations").mkdir()
+    for case in scans:
+        (folder / "gt_segmentations" / f"{case}.nii.gz").touch()
+    for fold in find_splits(NAME, [0, 1, 2, 3, 4], scans):
+        assert len({case[:15] for case in fold["val"]}) == 1
+        assert len(fold["val"]) == 2

@@ -128,9 +128,26 @@ def test_labels_and_regions_of_any_dataset(tmp_path: Path):
             assert float(row["HD95"]) == pytest.approx(2.5 * distance)
     record = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert record["regions"] == ["kidney", "tumour"]
+    assert [(label["value"], label["title"]) for label in record["labels"]] == [(1, "kidney"), (2, "tumour (kidney)")]
     page = (tmp_path / "out" / "report" / "index.html").read_text()
     assert "tumour" in page
     assert "whole tumour" not in page
+
+
+def test_a_patient_on_both_sides_is_said_loudly(tmp_path: Path):
+    cases = tuple(f"BraTS-GLI-0000{patient}-10{scan}" for patient in range(3) for scan in range(2))
+    finished = Finished(tmp_path, LABELS, cases)
+    finished.split([{"train": cases[1:2] + cases[3:], "val": cases[:1] + cases[2:3]}, {"train": [], "val": []}])
+    for model in (tmp_path / "results" / finished.name).iterdir():
+        shutil.move(model / "fold_1" / "validation" / f"{cases[2]}.nii.gz", model / "fold_0" / "validation")
+        (model / "fold_0" / "validation" / f"{cases[1]}.nii.gz").unlink()
+    said = finished.benchmark("--folds", "0", "--evaluate-only", "--num-processes", "1")
+    warning = (
+        "Fold 0: 2 of 2 validation cases are of patients whose other scans it trains on (BraTS-GLI-00000, BraTS-GL"
+    )
+    assert f"WARNING: {warning}" in said
+    for file in ("results.md", "benchmark.json", "report/index.html"):
+        assert warning in (tmp_path / "out" / file).read_text()
 
 
 def test_what_cannot_be_evaluated_is_refused_before_the_first_training(tmp_path: Path):
