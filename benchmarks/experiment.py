@@ -140,7 +140,7 @@ def main(
         experiment.prepare(cases)
         for seed in range(seeds):
             for fold in range(cases):
-                for arm in arms or ARMS:
+                for arm in dict.fromkeys(arms) or ARMS:
                     experiment.train_and_predict(Run(arm, fold, seed))
     report(output.absolute())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,8 @@ from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_nam
 from nnunet_autosam2.dataset_conversion.cases import Case, find_cases, find_empty, read_tree, releases_by_names
 from nnunet_autosam2.dataset_conversion.checks import WORKERS, check_cases, stamp
 from nnunet_autosam2.dataset_conversion.nifti import relabel, take_channel
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.dataset_conversion.patients import SPLITS, splits_by_patient
+from nnunet_autosam2.errors import ConfigurationError, DatasetError, require_distinct
 from nnunet_autosam2.staging import locked, open_unfinished, resumable_folder
 
 RELEASE_KEY = "brats_release"
@@ -38,6 +40,8 @@ class ConvertedDataset(NamedTuple):
     """Case → what is wrong with it."""
     empty: list[Path]
     """Folders without files, which mean nothing."""
+    folds: list[str]
+    """What there is to say about folds; empty: no patient has several cases, and nnU-Net's own folds are as good."""
 
 
 def convert_brats(
@@ -53,9 +57,10 @@ def convert_brats(
 ) -> ConvertedDataset:
     """Writes `DatasetIII_NAME` into `output`, by default `$nnUNet_raw`, after everything has been checked.
 
-    Cases with a segmentation go to imagesTr and labelsTr, cases without one to imagesTs. After an interruption the
-    same call goes on with the files that are missing, unless a source file has changed. What was found in the source
-    files is kept as well: a case is read again only where a file of it has changed.
+    Cases with a segmentation go to imagesTr and labelsTr, cases without one to imagesTs. Where patients have several,
+    `splits_final.json` keeps them together; nnU-Net's planning copies it to `$nnUNet_preprocessed`. After an
+    interruption the same call goes on with the files that are missing, unless a source file has changed. What was found
+    in the source files is kept as well: a case is read again only where a file of it has changed.
 
     Args:
         source: holds the case folders, directly or one folder deeper (HGG and LGG of BraTS 2018 to 2020).
@@ -95,20 +100,23 @@ def convert_brats(
             raise DatasetError(f"{folder} cannot be written: {error}.") from error
         cases = [case for case in cases if case.name not in checked.left_out]
         state = {"request": request, "release": checked.release.name, "left_out": checked.left_out}
+        training = [case.name for case in cases if case.segmentation]
+        splits, folds = splits_by_patient(training, folder)
         dataset = ConvertedDataset(
             folder,
             checked.release,
             [checked.release.modalities[key] for key in wanted],
-            [case.name for case in cases if case.segmentation],
+            training,
             [case.name for case in cases if not case.segmentation],
             checked.left_out,
             empty,
+            folds,
         )
-        _write(dataset, cases, state, link)
+        _write(dataset, cases, splits, state, link)
     return dataset
 
 
-def _write(dataset: ConvertedDataset, cases: Sequence[Case], state: Mapping[str, Any], link: bool) -> None:
+def _write(dataset: ConvertedDataset, cases: Sequence[Case], splits: Any, state: Mapping[str, Any], link: bool) -> None:
     release, training = dataset.release, dataset.training_cases
     images = {target: file for case in cases for target, (_, file) in _images(case).items()}
     links = {target: str(file.resolve()) for target, file in images.items() if link}
@@ -131,6 +139,9 @@ def _write(dataset: ConvertedDataset, cases: Sequence[Case], state: Mapping[str,
             **{RELEASE_KEY: release.name},
         )
         (temporary / "dataset.json").rename(staged / "dataset.json")
+        if splits:
+            (temporary / SPLITS).write_text(json.dumps(splits, indent=4), encoding="utf-8")
+            (temporary / SPLITS).rename(staged / SPLITS)
 
 
 def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:
@@ -161,6 +172,7 @@ def _require_free(folder: Path, dataset_id: int, output: Path | None) -> None:
 def _ordered(modalities: Sequence[str] | None, release: Release) -> list[str]:
     if modalities is None:
         return list(release.modalities)
+    require_distinct(modalities, "--modalities")
     unknown = [key for key in modalities if key not in release.modalities]
     if unknown or not modalities:
         raise ConfigurationError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm.contrib.concurrent import thread_map
 
@@ -17,6 +18,9 @@ from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.files import entries, require_file
 from nnunet_autosam2.staging import staged_folder
 
+CONVERTED_KEY = "brats_labels_of"
+"""Of dataset.json beside converted predictions: the release whose labels they have"""
+
 
 class ConvertedPredictions(NamedTuple):
     number: int
@@ -25,6 +29,8 @@ class ConvertedPredictions(NamedTuple):
 
 def predictions_to_brats(predictions: Path, output: Path, release: str | None = None) -> ConvertedPredictions:
     """Writes every `.nii.gz` of `predictions` into `output` under its name, which is how the challenges take it.
+
+    A `dataset.json` beside them says what the labels mean, in nnU-Net's format.
 
     Args:
         release: key of `RELEASES`, None: see `recorded_release`.
@@ -38,12 +44,14 @@ def predictions_to_brats(predictions: Path, output: Path, release: str | None = 
     if not files:
         raise DatasetError(f"{predictions} holds no .nii.gz file: give the folder that nnUNetv2_predict wrote.")
     chosen = release_named(release) if release else recorded_release(predictions)
+    _require_unconverted(predictions / "dataset.json")
     original = {after: before for before, after in chosen.labels.items()}
     with staged_folder(output) as staged:
         problems = thread_map(partial(_check, labels=tuple(original)), files, desc="check", max_workers=WORKERS)
         if any(problems):
             raise DatasetError("\n".join(filter(None, problems)))
         thread_map(lambda file: relabel(file, staged / file.name, original), files, desc="convert", max_workers=WORKERS)
+        (staged / "dataset.json").write_text(json.dumps(_labels_of(chosen), indent=4) + "\n")
     return ConvertedPredictions(len(files), chosen)
 
 
@@ -55,18 +63,42 @@ def recorded_release(folder: Path) -> Release:
     folders = [folder.absolute(), *folder.absolute().parents[:2]]
     for file in (place / "dataset.json" for place in folders):
         require_file(file)
+        _require_unconverted(file)
         try:
-            name = json.loads(file.read_text()).get(RELEASE_KEY)
+            content = json.loads(file.read_text())
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file} cannot be read: {error}.") from error
-        if name:
+        if name := content.get(RELEASE_KEY):
             return release_named(name)
     raise DatasetError(
         f"{folders[0] / 'dataset.json'} does not say which release the labels came from: "
         f"give --release, one of {', '.join(RELEASES)}."
     )
+
+
+def _require_unconverted(dataset_json: Path) -> None:
+    """A second time, labels would change places and nobody would notice."""
+    with suppress(OSError, ValueError):
+        content = json.loads(dataset_json.read_text())
+        if isinstance(content, dict) and CONVERTED_KEY in content:
+            raise DatasetError(
+                f"{dataset_json} says that the labels beside it are those of {content[CONVERTED_KEY]} already: "
+                "there is nothing to convert."
+            )
+
+
+def _labels_of(release: Release) -> dict[str, Any]:
+    """The release's own, for `autosam2 evaluate` and nnUNetv2_evaluate_folder."""
+    original = {after: before for before, after in release.labels.items()}
+    regions = {name: sorted(original[label] for label in labels) for name, labels in release.regions.items()}
+    return {
+        "labels": {"background": original[0], **regions},
+        "regions_class_order": [original[label] for label in range(1, len(regions) + 1)],
+        "file_ending": ".nii.gz",
+        CONVERTED_KEY: release.name,
+    }
 
 
 def _check(file: Path, labels: tuple[int, ...]) -> str | None:

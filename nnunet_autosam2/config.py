@@ -200,6 +200,20 @@ class AutoSAM2Config:
         if not fulfilled:
             raise ConfigurationError(f"{key} = {getattr(self, key)!r} is not possible: it has to be {allowed}.")
 
+    def require_fits(self, channels: int, outputs: int) -> None:
+        """
+        Args:
+            channels: of the images.
+            outputs: of the network, a region or a class each, with background.
+
+        Raises:
+            ConfigurationError: `rgb_channels` or `class_weights` are not for such a data set.
+        """
+        there = f"channel numbers from 0 to {channels - 1}, which the data set has"
+        self._require("rgb_channels", self.rgb_channels is None or max(self.rgb_channels) < channels, there)
+        weights = f"null, or {outputs} numbers, one for each region, or for each class with background first"
+        self._require("class_weights", self.class_weights is None or len(self.class_weights) == outputs, weights)
+
     def updated(self, changes: Mapping[str, Any]) -> AutoSAM2Config:
         """A copy with `changes`; unknown keys raise ConfigurationError and name the nearest known one."""
         known = [field.name for field in fields(self)]

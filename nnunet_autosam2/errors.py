@@ -47,6 +47,15 @@ def listed(items: Sequence[object]) -> str:
     return shown if len(items) <= NAMES_SHOWN else f"{shown} and {len(items) - NAMES_SHOWN} more"
 
 
+def require_distinct(items: Sequence[object], what: str) -> None:
+    """
+    Raises:
+        ConfigurationError: one of them is there twice, as in "--folds: 0 is named twice: name it once."
+    """
+    if twice := [item for item in dict.fromkeys(items) if items.count(item) > 1]:
+        raise ConfigurationError(f"{what}: {listed(twice)} is named twice: name it once.")
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Where no command line of ours is around, as in nnU-Net's: one line on stderr and exit code 1."""

@@ -20,7 +20,6 @@ from nnunet_autosam2.staging import replaced_folder
 from nnunet_autosam2.text import printable
 
 PROMPTS = "SAM2's image and prompts"
-COLOURS = ("tab:cyan", "tab:orange", "tab:pink", "tab:olive", "tab:purple", "tab:brown")
 POINT: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "black", "markeredgewidth": 0.5}
 MARKERS: dict[int, dict[str, Any]] = {
     POSITIVE: {**POINT, "marker": "o", "color": "lime", "markersize": 4.5, "label": "positive point"},
@@ -35,6 +34,8 @@ class SliceView(NamedTuple):
 
     number: int
     regions: list[str]
+    colours: list[tuple[float, ...]]
+    """Red, green and blue of each region, 0 to 1"""
     rgb: np.ndarray
     """[S, S, 3], what enters SAM2's image encoder, 0 to 1"""
     points: np.ndarray
@@ -125,7 +126,7 @@ def _draw_prompts(panel: Axes, view: SliceView, region: int) -> str:
 
 def _draw_mask(panel: Axes, view: SliceView, region: int, column: str) -> str:
     """Returns the caption."""
-    colour = COLOURS[region % len(COLOURS)]
+    colour = view.colours[region]
     if (mask := view.masks[column][region]).any():
         panel.contourf(*_with_border(mask), levels=[0.5, 1.5], colors=[colour], alpha=0.35)
         panel.contour(*_with_border(mask), levels=[0.5], colors=[colour], linewidths=1.2)

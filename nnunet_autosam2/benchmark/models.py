@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
-from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.errors import ConfigurationError, require_distinct
 from nnunet_autosam2.loading import find_trainer
 from nnunet_autosam2.plans import find_plans, read_json, read_plans, require_configuration
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
@@ -53,9 +53,7 @@ def find_models(dataset: str, names: Sequence[str], plans: str, configuration: s
         DatasetError: there is no such dataset, or it has no such plans.
     """
     models = [_find_model(dataset, name, plans, configuration) for name in names]
-    for i, model in enumerate(models):
-        if model in models[:i]:
-            raise ConfigurationError(f"{model.name} is named twice: name it once.")
+    require_distinct([model.name for model in models], "--trainers")
     return models
 
 

@@ -18,11 +18,13 @@ from nnunet_autosam2.benchmark.models import Model, titles
 from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint, training_seconds
 from nnunet_autosam2.errors import AutoSAM2Error, WeightsError
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
+from nnunet_autosam2.evaluation.challenges import rules
+from nnunet_autosam2.evaluation.empty_regions import RULE
 from nnunet_autosam2.evaluation.pairs import find_pairs
-from nnunet_autosam2.evaluation.regions import numbering_of_dataset
+from nnunet_autosam2.evaluation.regions import Numbering
 from nnunet_autosam2.files import entries
 from nnunet_autosam2.report import benchmark as report
-from nnunet_autosam2.report.tables import OVERLAP, Table, cost_table, score_table
+from nnunet_autosam2.report.tables import OVERLAP, Table, comparison_tables, cost_table, score_table
 from nnunet_autosam2.staging import replace_file
 from nnunet_autosam2.text import LINE, csv_cell, printable
 
@@ -36,6 +38,7 @@ def collect(
     jobs: Sequence[FoldJob],
     errors: Mapping[FoldJob, str],
     cases: Mapping[str, report.CaseFiles],
+    numbering: Numbering,
     challenge: str = "gli",
     num_processes: int | None = None,
 ) -> report.Benchmark:
@@ -43,17 +46,19 @@ def collect(
 
     Args:
         errors: of the jobs that have failed.
-        challenge: of BraTS, whose rules the scores follow.
+        numbering: of the data set's labels.
+        challenge: of BraTS, whose rules the scores of its regions follow.
         num_processes: cases to evaluate at a time.
 
     A fold with a file that cannot be used has that as its `error`, and the others go on.
     """
-    evaluated = partial(_evaluated, challenge=challenge, num_processes=num_processes)
+    evaluated = partial(_evaluated, numbering=numbering, challenge=challenge, num_processes=num_processes)
     by_title = dict(zip(titles(models), models, strict=True))
     records = [
         _model(title, model, [job for job in jobs if job.model == model], errors, evaluated)
         for title, model in by_title.items()
     ]
+    regions = sorted(numbering.regions) if numbering.is_brats else list(numbering.regions)
     scores = {record.title: {result.case: result.scores for result in record.results()} for record in records}
     found = {result.case for record in records for result in record.results()}
     return report.Benchmark(
@@ -63,7 +68,9 @@ def collect(
         created=datetime.now(timezone.utc),
         models=records,
         cases={case: files for case, files in cases.items() if case in found},
-        comparisons=list(_comparisons(scores)),
+        comparisons=list(_comparisons(scores, regions)),
+        regions=regions,
+        rules=[*rules(challenge, numbering.is_brats), RULE],
     )
 
 
@@ -73,9 +80,11 @@ def write(benchmark: report.Benchmark, output: Path) -> None:
     replace_file(output / "results.md", "\n\n".join(markdown(benchmark)) + "\n")
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(["model", "fold", "case", "region", *METRICS])
+    every = [result.scores for model in benchmark.models for result in model.results()]
+    metrics = [metric for metric in METRICS if any(metric in scores for case in every for scores in case.values())]
+    writer.writerow(["model", "fold", "case", "region", *metrics])
     writer.writerows(
-        [*map(csv_cell, (model.title, fold.fold, result.case, region)), *map(scores.get, METRICS)]
+        [*map(csv_cell, (model.title, fold.fold, result.case, region)), *map(scores.get, metrics)]
         for model in benchmark.models
         for fold in model.folds
         for result in fold.cases
@@ -85,9 +94,13 @@ def write(benchmark: report.Benchmark, output: Path) -> None:
 
 
 def markdown(benchmark: report.Benchmark) -> Iterator[str]:
-    """Overlap and cost; the report has the rest."""
-    tables = [score_table(benchmark, OVERLAP, "Overlap with the truth, mean ± sd"), cost_table(benchmark)]
-    yield from (_markdown(table) for table in tables if table is not None)
+    """Warnings, overlap, differences and cost, and how they count; the report has the rest."""
+    yield from (f"**WARNING: {warning}**" for warning in benchmark.warnings)
+    overlap = score_table(benchmark, OVERLAP, "Overlap with the truth, mean ± sd")
+    for table in (overlap, *comparison_tables(benchmark), cost_table(benchmark)):
+        if table is not None:
+            yield _markdown(table)
+    yield "\n".join(benchmark.rules)
 
 
 def _markdown(table: Table) -> str:
@@ -178,22 +191,21 @@ def _curves(path: Path) -> tuple[report.Curves, float]:
         raise WeightsError(f"{path} has no log of a training: {error!r}.") from error
 
 
-def _evaluated(job: FoldJob, challenge: str, num_processes: int | None) -> Scores:
+def _evaluated(job: FoldJob, numbering: Numbering, challenge: str, num_processes: int | None) -> Scores:
     """Kept from last time, unless nnU-Net has validated again since."""
-    file = job.output / "scores" / f"{job.name}__{challenge}.json"
+    file = job.output / "scores" / f"{job.name}__{challenge if numbering.is_brats else 'labels'}.json"
     validated = max(path.stat().st_mtime for path in entries(job.folder / "validation"))
     if file.is_file() and file.stat().st_mtime >= validated and (kept := read_kept(file, KeptScores)):
         return kept
-    numbering = numbering_of_dataset(job.model.folder / "dataset.json")
     scores = evaluate(find_pairs(job.folder).pairs, challenge, numbering, num_processes)
     file.parent.mkdir(exist_ok=True)
     replace_file(file, json.dumps(scores))
     return scores
 
 
-def _comparisons(scores: Mapping[str, Scores]) -> Iterator[report.Comparison]:
+def _comparisons(scores: Mapping[str, Scores], regions: Sequence[str]) -> Iterator[report.Comparison]:
     reference, *others = scores
-    for model, metric, region in product(others, COMPARED, (*report.REGIONS, report.MEAN)):
+    for model, metric, region in product(others, COMPARED, (*regions, report.MEAN)):
         difference = compare(scores[model], scores[reference], region, metric)
         if difference is not None:
             yield report.Comparison(

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from nnunet_autosam2.errors import DatasetError, TrainingError
+from nnunet_autosam2.errors import DatasetError, TrainingError, require_distinct
 from nnunet_autosam2.evaluation.challenges import CHALLENGES
 
 
@@ -76,30 +76,38 @@ def command(
     evaluate_only: bool,
     viewer_cases: int,
 ) -> None:
-    """Train each trainer on each fold with nnU-Net's commands, unless that is done, evaluate its validation by the
-    BraTS metrics, and write tables, statistics and a report with a viewer.
+    """Train each trainer on each fold with nnU-Net's commands, unless that is done, evaluate its validation (BraTS by
+    the metrics of its challenges, other labels by MONAI), and write tables, statistics and a report with a viewer.
 
     It can be stopped at any time: started again, it goes on. A fold that fails is reported and does not stop the rest.
     """
+    require_distinct(folds, "--folds")
     parameters = _slurm_parameters(slurm)
     # These take seconds to import.
     from nnunet_autosam2.benchmark import record
-    from nnunet_autosam2.benchmark.dataset import find_cases, find_splits
+    from nnunet_autosam2.benchmark.dataset import find_cases, find_labels, find_numbering, find_splits
     from nnunet_autosam2.benchmark.fold_job import FoldJob
     from nnunet_autosam2.benchmark.models import find_models
     from nnunet_autosam2.benchmark.schedule import run_jobs
+    from nnunet_autosam2.dataset_conversion.patients import leaks
     from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
     from nnunet_autosam2.inspection import find_device
     from nnunet_autosam2.report.write import require_viewer, write_report
     from nnunet_autosam2.staging import require_writable
 
-    require_brats_evaluation()
     if viewer_cases:
         require_viewer()
     models = find_models(dataset, trainers, plans, configuration)
+    numbering = find_numbering(models)
+    if numbering.is_brats:
+        require_brats_evaluation()
     if executor != "slurm":
         find_device(device)
-    splits, cases = find_splits(models[0].dataset, folds), find_cases(models[0].dataset)
+    cases = find_cases(models[0].dataset)
+    splits = find_splits(models[0].dataset, folds, cases)
+    warnings = list(leaks(splits, folds))
+    for warning in warnings:
+        click.secho(f"WARNING: {warning}", fg="red", bold=True, err=True)
     output = (output or Path(f"benchmark_{models[0].dataset}")).absolute()
     require_writable(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -123,7 +131,8 @@ def command(
             _stop()
         except OSError as error:
             raise TrainingError(f"{output / 'jobs'} cannot be written: {error}. Start it again to go on.") from error
-    benchmark = record.collect(models, jobs, errors, cases, challenge, num_processes)
+    benchmark = record.collect(models, jobs, errors, cases, numbering, challenge, num_processes)
+    benchmark.warnings, benchmark.labels = warnings, find_labels(benchmark.dataset)
     record.write(benchmark, output)
     click.echo("\n\n".join(record.markdown(benchmark)))
     try:
@@ -149,6 +158,8 @@ def _slurm_parameters(assignments: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = assignment.partition("=")
         if not key or not equals:
             raise click.BadParameter(f"{assignment} is not KEY=VALUE.", param_hint="--slurm")
+        if key in parameters:
+            raise click.BadParameter(f"{key} is given twice: give it once.", param_hint="--slurm")
         parameters[key] = int(value) if value.isdecimal() else value
     return parameters
 

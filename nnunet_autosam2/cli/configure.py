@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config, parse_assignments
 from nnunet_autosam2.errors import ConfigurationError
-from nnunet_autosam2.plans import find_plans, read_plans
+from nnunet_autosam2.plans import find_plans, read_json, read_plans
 from nnunet_autosam2.staging import replace_file
 
 MIN_FEATURE_MAP_SIZE = 4  # as nnU-Net's planner
@@ -64,7 +64,11 @@ def command(
     inherited = _base_configuration(content, base, path)
     _require_new_name(name, content, path)
     block = inherited.get(PLANS_KEY, {})
-    validated = AutoSAM2Config.from_dict(block).updated(changes).to_dict()
+    config = AutoSAM2Config.from_dict(block).updated(changes)
+    dataset_json = read_json(path.parent / "dataset.json")
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    config.require_fits(len(channels), PlansManager(content).get_label_manager(dataset_json).num_segmentation_heads)
+    validated = config.to_dict()
 
     added: dict[str, Any] = {"inherits_from": base}
     if batch_size is not None:

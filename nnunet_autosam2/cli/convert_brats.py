@@ -44,6 +44,8 @@ def command(
     click.echo(f"Release: {dataset.release.name}, {dataset.release.title} ({origin})")
     click.echo(f"{dataset.folder}: channels {', '.join(dataset.channels)}")
     click.echo(f"Training cases, in imagesTr and labelsTr: {len(dataset.training_cases)}")
+    for line in dataset.folds:
+        click.secho(line, fg="red" if line.startswith("WARNING") else None)
     if dataset.test_cases:
         names = ", ".join(map(printable, dataset.test_cases))
         click.echo(f"Test cases, in imagesTs because they have no segmentation: {len(dataset.test_cases)} ({names})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +27,10 @@ class Found:
     """Sorted by case."""
     folds: list[str]
     """As in `["0", "1"]`; empty for predictions that are of no fold."""
-    dataset_json: Path | None
-    """nnU-Net's, beside the predictions or the truths."""
+    dataset_jsons: list[Path]
+    """nnU-Net's, beside the predictions and the truths."""
+    splits: list[dict[str, list[str]]] = field(default_factory=list)
+    """nnU-Net's, of the folds; empty where they are not known."""
 
 
 def find_pairs(predictions: Path, truth: Path | None = None, chill: bool = False) -> Found:
@@ -66,8 +68,7 @@ def _pairs_of_folder(predictions: Path, truth: Path | None, chill: bool) -> Foun
         )
     predicted, true = _segmentations(predictions), _segmentations(truth)
     pairs = _matched(predicted, true, predictions, truth, set() if chill else true.keys())
-    beside = (predictions, truth, truth.parent)
-    return Found(pairs, [], next((file for folder in beside if (file := folder / "dataset.json").is_file()), None))
+    return Found(pairs, [], _dataset_jsons(predictions, truth))
 
 
 def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found:
@@ -76,7 +77,7 @@ def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found
     if truth is None:
         dataset = _dataset_name(model)
         truth = _gt_segmentations(dataset)
-        splits = [] if chill else _splits(dataset)
+        splits = _splits(dataset)
     true = _segmentations(truth)
     predicted: dict[str, Path] = {}
     pairs = []
@@ -95,9 +96,20 @@ def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found
             )
         predicted |= of_fold
         number = _fold_name(fold)
-        expected = splits[int(number)]["val"] if number.isdecimal() and int(number) < len(splits) else []
+        known = not chill and number.isdecimal() and int(number) < len(splits)
+        expected = splits[int(number)]["val"] if known else []
         pairs += _matched(of_fold, true, validation, truth, expected)
-    return Found(sorted(pairs), [_fold_name(fold) for fold in folds], model / "dataset.json")
+    beside = [file for file in _dataset_jsons(truth) if file != model / "dataset.json"]
+    return Found(sorted(pairs), [_fold_name(fold) for fold in folds], [model / "dataset.json", *beside], splits)
+
+
+def _dataset_jsons(*folders: Path) -> list[Path]:
+    """In them, and where nnU-Net has it: beside labelsTr, labelsTs and gt_segmentations."""
+    places = []
+    for folder in folders:
+        of_nnunet = re.fullmatch(r"labelsT[rs]|gt_segmentations", folder.absolute().name)
+        places += [folder, folder.parent] if of_nnunet else [folder]
+    return [file for place in places if (file := place / "dataset.json").is_file()]
 
 
 def _fold_folders(predictions: Path) -> list[Path]:

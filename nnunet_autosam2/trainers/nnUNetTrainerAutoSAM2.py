@@ -98,9 +98,11 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             raise ConfigurationError(f"AutoSAM2 has no cascade; {configuration} is one. Train 3d_fullres or 3d_lowres.")
         config = AutoSAM2Config.from_dict({**settings.get(PLANS_KEY, {}), **cls.parameters})
         channel_names = list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())
+        labels = plans_manager.get_label_manager(dataset_json)
+        config.require_fits(len(channel_names), labels.num_segmentation_heads)
         return config.updated(
             {
-                "region_based": plans_manager.get_label_manager(dataset_json).has_regions,
+                "region_based": labels.has_regions,
                 "rgb_channels": config.rgb_channels or choose_rgb_channels(channel_names),
             }
         )

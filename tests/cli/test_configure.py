@@ -158,6 +158,11 @@ def test_anisotropic_spacing_is_halved_in_plane_first(dataset):
     [
         (["7", "--name", "new", "slice_fraction=1.5"], "slice_fraction = 1.5 is not possible"),
         (["7", "--name", "new", "slice_fractoin=0.5"], "Did you mean slice_fraction"),
+        (
+            ["7", "--name", "new", "rgb_channels=[0,0,1]"],
+            "rgb_channels = (0, 0, 1) is not possible: it has to be channel",
+        ),
+        (["7", "--name", "new", "class_weights=[1,2,3]"], "has to be null, or 2 numbers, one for each region"),
         (["7", "--name", "new", "slice_fraction"], "not of the form key=value"),
         (["7", "--name", "new", "enable_sam2=false", "enable_unet_decoder=false"], "nothing is left"),
         (["7", "--name", "3d_fullres", "fusion=fixed"], "exists already"),

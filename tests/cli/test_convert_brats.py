@@ -231,6 +231,8 @@ def test_unset_raw_folder_and_impossible_options(source: Path, tmp_path: Path):
     assert (result.returncode, result.stderr[:28]) == (1, "Error: nnUNet_raw is not set")
     result = run_here(source, tmp_path / "raw", "--modalities", "t1,dwi")
     assert (result.exit_code, "'dwi'" in result.stderr) == (1, True)
+    result = run_here(source, tmp_path / "raw", "--modalities", "t1,flair,t1")
+    assert (result.exit_code, result.stderr) == (1, "Error: --modalities: t1 is named twice: name it once.\n")
     assert run_here(source, tmp_path / "raw", "--release", "2012").exit_code == 2
     assert not (tmp_path / "raw").exists()
 

@@ -101,11 +101,40 @@ def test_files_in_the_numbers_of_brats(training: Path):
     for case in CASES[2:]:
         shutil.copy(training / "brats" / case / f"{case}_seg.nii.gz", truth / f"{case}.nii.gz")
     predictions_to_brats(validation, predictions)
-    result = run(predictions, truth, "--labels", "brats2021", "-o", training / "output")
-    assert result.returncode == 0, result.stderr
-    in_brats = json.loads((training / "output" / "scores.json").read_text())
     in_nnunet = evaluate(find_pairs(validation, training / "raw" / "Dataset005_Phantom" / "labelsTr").pairs)
-    assert in_brats["cases"] == in_nnunet
+    dataset_json = predictions / "dataset.json"
+    for options, reason in (("--labels", "brats2021"), "brats2021, as given"), ((), f"of {dataset_json}"):
+        result = run(predictions, truth, *options, "-o", training / f"output_{len(options)}")
+        assert result.returncode == 0, result.stderr
+        assert f"Labels: WT 1 2 4; TC 1 4; ET 4 ({reason})" in result.stdout.replace("WT 2 1 4", "WT 1 2 4")
+        in_brats = json.loads((training / f"output_{len(options)}" / "scores.json").read_text())
+        assert in_brats["cases"] == in_nnunet
+        assert sorted(in_brats["labels"]["WT"]) == [1, 2, 4]
+    dataset_json.unlink()
+    (line,) = [line for line in errors(run(predictions, truth)) if not line.startswith("labels:")]
+    assert "The labels that occur, 0, 1, 2, 4, fit brats2021 and brats2023 and ped2024" in line
+
+
+def test_folds_with_a_patient_on_both_sides_are_warned_of(training: Path):
+    """The first and the third case are scans of one patient."""
+    names = dict(zip(CASES, ("BraTS-MET-1-0", "BraTS-MET-2-0", "BraTS-MET-1-1", "BraTS-MET-3-0"), strict=True))
+    for file in files_in(training):
+        if (case := file.name.removesuffix(".nii.gz")) in names:
+            file.rename(file.with_name(f"{names[case]}.nii.gz"))
+    splits = training / "preprocessed" / "Dataset005_Phantom" / "splits_final.json"
+    for case, name in names.items():
+        splits.write_text(splits.read_text().replace(case, name))
+    result = run(model_of(training), "-np", "1", nnUNet_preprocessed=training / "preprocessed")
+    assert result.returncode == 0, result.stderr
+    expected = [
+        f"Fold {fold}: 1 of 2 validation cases are of patients whose other scans it trains on (BraTS-MET-1), so that "
+        "its scores are too high."
+        for fold in (0, 1)
+    ]
+    assert [line for line in result.stderr.splitlines() if line.startswith("WARNING")] == [
+        f"WARNING: {line}" for line in expected
+    ]
+    assert json.loads((model_of(training) / "evaluation" / "scores.json").read_text())["warnings"] == expected
 
 
 def test_problems_are_lines_and_nothing_is_written(training: Path):

@@ -6,6 +6,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_autosam2.dataset_conversion.brats import convert_brats
 from nnunet_autosam2.dataset_conversion.predictions import predictions_to_brats, recorded_release
@@ -22,6 +23,16 @@ def test_labels_of_every_release_come_back_bit_by_bit(published: Any, tmp_path: 
     assert (converted.number, converted.release.name) == (2, published.release)
     for case, original in published.segmentations.items():
         assert content(tmp_path / "back" / f"{case}.nii.gz") == content(original)
+    written = json.loads((tmp_path / "back" / "dataset.json").read_text())
+    in_nnunet = json.loads((dataset.folder / "dataset.json").read_text())
+    assert LabelManager(written["labels"], written["regions_class_order"]).has_regions  # nnU-Net takes it
+    assert written["labels"].keys() == in_nnunet["labels"].keys()
+    for case, original in published.segmentations.items():
+        before, after = (
+            nibabel.load(file).get_fdata() for file in (dataset.folder / "labelsTr" / f"{case}.nii.gz", original)
+        )
+        for region, labels in written["labels"].items():
+            np.testing.assert_array_equal(np.isin(before, in_nnunet["labels"][region]), np.isin(after, labels))
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, ">u2"])
