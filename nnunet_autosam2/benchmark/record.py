@@ -11,13 +11,16 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from nnunet_autosam2.benchmark.comparison import compare
-from nnunet_autosam2.benchmark.fold_job import FoldJob
+from nnunet_autosam2.benchmark.fold_job import MADE_AGAIN, FoldJob
 from nnunet_autosam2.benchmark.models import Model, titles
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_seconds
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_log
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
 from nnunet_autosam2.evaluation.pairs import find_pairs
 from nnunet_autosam2.evaluation.regions import numbering_of_dataset
+from nnunet_autosam2.json_files import checked, read_json
 from nnunet_autosam2.report import benchmark as report
 from nnunet_autosam2.report.tables import OVERLAP, Table, cost_table, score_table
 from nnunet_autosam2.staging import replace_file
@@ -131,9 +134,10 @@ def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores
     )
     if not job.is_validated:
         return fold
-    checkpoint = read_nnunet_checkpoint(job.folder / "checkpoint_final.pth")
-    log, fold.training_seconds = checkpoint["logging"], training_seconds(checkpoint)
-    fold.curves = report.Curves(**{name: list(map(float, log[key])) for name, key in CURVES.items()})
+    checkpoint = job.folder / "checkpoint_final.pth"
+    log = training_log(read_nnunet_checkpoint(checkpoint), checkpoint)
+    fold.training_seconds = log.seconds
+    fold.curves = report.Curves(**{name: getattr(log, key) for name, key in CURVES.items()})
     seconds = job.measured("prediction").get("seconds", {})
     fold.cases = [
         report.CaseResult(
@@ -155,7 +159,7 @@ def _evaluated(job: FoldJob, challenge: str, num_processes: int | None) -> Score
         kept.parent.mkdir(exist_ok=True)
         numbering = numbering_of_dataset(job.model.folder / "dataset.json")
         replace_file(kept, json.dumps(evaluate(find_pairs(job.folder).pairs, challenge, numbering, num_processes)))
-    return json.loads(kept.read_text())
+    return checked(read_json(kept), TypeAdapter(dict[str, dict[str, dict[str, report.Score]]]), kept, MADE_AGAIN)
 
 
 def _comparisons(scores: Mapping[str, Scores]) -> Iterator[report.Comparison]:

@@ -1,0 +1,84 @@
+"""JSON that others may have written: read and checked in its shape, with one line that names the file and the key."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from nnunet_autosam2.errors import AutoSAM2Error, DatasetError
+
+LARGEST = 2**26
+"""Bytes. A dataset.json that lists ten thousand cases has 3 MB."""
+SHOWN = 60
+"""Characters of a name or a value in a message"""
+Checked = TypeVar("Checked")
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        DatasetError: there is no such file, or it is not JSON.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DatasetError(f"{path} is not a file.")
+        if status.st_size > LARGEST:
+            raise DatasetError(f"{path} has {status.st_size:,} bytes: it cannot be what its name says.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} does not exist.") from error
+    except RecursionError as error:
+        raise DatasetError(f"{path} cannot be read as JSON: it is nested too deeply.") from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as JSON: {error}.") from error
+
+
+def checked(
+    content: Any,
+    shape: type[Checked] | TypeAdapter[Checked],
+    source: object,
+    advice: str = "",
+    error: type[AutoSAM2Error] = DatasetError,
+) -> Checked:
+    """`content` as `shape`, a type that pydantic knows.
+
+    Args:
+        source: where it came from, and the start of the message.
+        advice: the end of the message.
+        error: what is raised.
+
+    Raises:
+        DatasetError: or `error`: it has another shape; the first entry that does not fit is named, with what it holds.
+    """
+    try:
+        adapter = shape if isinstance(shape, TypeAdapter) else TypeAdapter(shape)
+        return adapter.validate_python(content)
+    except ValidationError as found:
+        raise error(" ".join(filter(None, [f"{source}: {problem(found)}.", advice]))) from found
+
+
+def problem(error: ValidationError) -> str:
+    """The first one, in one line."""
+    first, *more = error.errors(include_url=False, include_context=False)
+    where = ".".join(shown(part) for part in first["loc"])
+    said = first["msg"].removeprefix("Value error, ")
+    if first["type"] not in ("missing", "value_error") and not isinstance(first["input"], BaseModel):
+        said += f", found {shown(first['input'])}"
+    rest = f" (and {len(more)} more)" if more else ""
+    return f"{where + ': ' if where else ''}{said}{rest}"
+
+
+def shown(value: Any) -> str:
+    """Short, without line breaks and control characters."""
+    if isinstance(value, (dict, list, tuple)):
+        return f"{'{…}' if isinstance(value, dict) else '[…]'} with {len(value)} entries" if value else str(value)
+    if isinstance(value, int) and abs(value) > 10**SHOWN:
+        return "a huge number"
+    text = str(value)
+    text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if text.isprintable() else ascii(text)
