@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import BaseModel, StrictStr
 from tqdm.contrib.concurrent import thread_map
 
-from nnunet_autosam2.dataset_conversion.brats import RELEASE_KEY
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release, release_named
 from nnunet_autosam2.dataset_conversion.checks import WORKERS
 from nnunet_autosam2.dataset_conversion.nifti import read_volume, relabel, unknown_labels
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.json_files import checked, read_json
 from nnunet_autosam2.staging import staged_folder
+
+
+class Recorded(BaseModel):
+    """Of dataset.json, whatever else is in it."""
+
+    brats_release: StrictStr | None = None
 
 
 class ConvertedPredictions(NamedTuple):
@@ -51,19 +57,16 @@ def recorded_release(folder: Path) -> Release:
 
     Searched in `folder` and the two above it, which covers labelsTr of a dataset and fold_0/validation of a model.
     """
-    folders = [folder.absolute(), *folder.absolute().parents[:2]]
-    for file in (place / "dataset.json" for place in folders):
-        try:
-            name = json.loads(file.read_text()).get(RELEASE_KEY)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{file} cannot be read: {error}.") from error
+    places = [place / "dataset.json" for place in (folder.absolute(), *folder.absolute().parents[:2])]
+    there = [file for file in places if file.exists()]
+    for file in there:
+        name = checked(read_json(file), Recorded, file).brats_release
         if name:
             return release_named(name)
+    said = f"{there[0]} does not say" if there else f"{folder} has no dataset.json that would say"
     raise DatasetError(
-        f"{folders[0] / 'dataset.json'} does not say which release the labels came from: "
-        f"give --release, one of {', '.join(RELEASES)}."
+        f"{said} which release the labels came from: give --release, one of {', '.join(RELEASES)}. "
+        "nnU-Net's postprocessing leaves dataset.json behind, beside the predictions that it has read."
     )
 
 

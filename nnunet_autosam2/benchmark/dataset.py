@@ -10,8 +10,8 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_autosam2.dataset_json import read_dataset_json, read_splits
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
-from nnunet_autosam2.plans import read_json
 from nnunet_autosam2.report.benchmark import CaseFiles
 from nnunet_autosam2.staging import replace_file
 
@@ -22,8 +22,8 @@ def find_cases(dataset: str) -> dict[str, CaseFiles]:
         DatasetError: the raw dataset is not there.
     """
     folder = Path(nnUNet_raw) / dataset
-    content = read_json(folder / "dataset.json")
-    channels = content["channel_names"].values()
+    content = read_dataset_json(folder / "dataset.json")
+    channels = content.get("modality", content.get("channel_names", {})).values()
     files = get_filenames_of_train_images_and_targets(str(folder), content)
     return {
         str(case): CaseFiles(images=dict(zip(channels, of_case["images"], strict=True)), truth=of_case["label"])
@@ -48,7 +48,7 @@ def find_splits(dataset: str, folds: Sequence[int]) -> list[dict[str, list[str]]
                 f"Write the folds that you want into {path}."
             )
         replace_file(path, json.dumps(generate_crossval_split(cases, seed=12345, n_splits=5), indent=4))
-    splits = read_json(path)
+    splits = read_splits(path)
     if too_high := [str(fold) for fold in folds if fold >= len(splits)]:
         raise ConfigurationError(f"Fold {', '.join(too_high)} is not there: {path} has folds 0 to {len(splits) - 1}.")
     return splits

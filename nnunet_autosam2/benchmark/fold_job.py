@@ -12,11 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import submitit
+from pydantic import BaseModel, Field
 
 from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.checkpoint import require_nnunet_checkpoint
+from nnunet_autosam2.errors import AutoSAM2Error
+from nnunet_autosam2.json_files import checked, read_json
+from nnunet_autosam2.plans import read_plans, require_configuration
+from nnunet_autosam2.report.benchmark import Parameters
 
 CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
 SHUTDOWN_SECONDS = 30
@@ -26,6 +32,22 @@ END_OF_LOG = 2**16
 
 class CommandFailed(Exception):
     """Says which one, and where its output is."""
+
+
+MADE_AGAIN = "Remove it, and it is made again."
+
+
+class OfTraining(BaseModel):
+    peak_memory_bytes: Annotated[int, Field(ge=0, le=2**60)]
+
+
+class OfPrediction(OfTraining):
+    seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    parameters: Parameters
+
+
+MEASURED: dict[str, type[OfTraining]] = {"training": OfTraining, "prediction": OfPrediction}
+"""What was measured → the shape of its file"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +90,9 @@ class FoldJob:
     def measured(self, what: str) -> dict[str, Any]:
         """`training` or `prediction`; empty if that was not measured here."""
         path = self._record(what)
-        return json.loads(path.read_text()) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        return checked(read_json(path), MEASURED[what], path, MADE_AGAIN).model_dump()
 
     def needs(self, other: FoldJob) -> bool:
         return self.fold == other.fold and self.model.needs(other.model)
@@ -83,17 +107,30 @@ class FoldJob:
             folder.mkdir(parents=True, exist_ok=True)
         try:
             with self._alone() as lock:
+                self._refuse_code()
                 if not self.is_validated:
                     self._train(lock)
                 if not self._record("prediction").is_file():
                     self._time(lock)
-        except CommandFailed as error:
+        except (CommandFailed, AutoSAM2Error) as error:
             return str(error)
         return None
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """submitit's way to put a job that a cluster has interrupted into the queue again."""
         return submitit.helpers.DelayedSubmission(self)
+
+    def _refuse_code(self) -> None:
+        """nnU-Net's commands run what is in checkpoints, and call what plans name.
+
+        Raises:
+            AutoSAM2Error: there is something of that in what is trained already.
+        """
+        plans = self.model.folder / "plans.json"
+        if plans.exists():
+            require_configuration(self.model.configuration, read_plans(plans), plans)
+        for checkpoint in sorted(self.folder.glob("checkpoint_*.pth")):
+            require_nnunet_checkpoint(checkpoint)
 
     def _train(self, lock: int) -> None:
         model = self.model

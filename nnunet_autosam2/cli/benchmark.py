@@ -86,7 +86,7 @@ def command(
     from nnunet_autosam2.benchmark.dataset import find_cases, find_splits
     from nnunet_autosam2.benchmark.fold_job import FoldJob
     from nnunet_autosam2.benchmark.models import find_models
-    from nnunet_autosam2.benchmark.schedule import run_jobs
+    from nnunet_autosam2.benchmark.schedule import require_executor, run_jobs
     from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
     from nnunet_autosam2.inspection import find_device
     from nnunet_autosam2.report.write import require_viewer, write_report
@@ -94,6 +94,8 @@ def command(
     require_brats_evaluation()
     if viewer_cases:
         require_viewer()
+    if not evaluate_only:
+        require_executor(executor, parameters)
     models = find_models(dataset, trainers, plans, configuration)
     if executor != "slurm":
         find_device(device)

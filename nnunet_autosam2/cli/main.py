@@ -1,10 +1,14 @@
 """The `autosam2` command: one sub-command a file, imported only when it is called."""
 
 import importlib
+import os
+import sys
+from typing import Any
 
 import click
 
 from nnunet_autosam2.errors import AutoSAM2Error
+from nnunet_autosam2.json_files import shown
 
 COMMANDS = {
     "doctor": "doctor",
@@ -39,6 +43,19 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except AutoSAM2Error as error:
             raise click.ClickException(str(error)) from error
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """What the system refuses is one line, too: a name that is too long, a full disk below standard output."""
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            refused = "standard output or a file" if error.filename is None else shown(error.filename)
+            click.echo(f"Error: {refused}: {error.strerror or error}.", err=True)
+            try:
+                sys.stdout.flush()
+            except OSError:  # Python would try once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

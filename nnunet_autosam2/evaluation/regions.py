@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.dataset_json import Labelled
+from nnunet_autosam2.errors import DatasetError, listed
+from nnunet_autosam2.json_files import checked, read_json, shown
 
 REGIONS = ("WT", "TC", "ET")
 NAMES_IN_DATASET_JSON = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
@@ -55,15 +56,16 @@ def numbering_of_dataset(dataset_json: Path) -> Numbering:
     """
     choices = ", ".join(NUMBERINGS)
     try:
-        labels = json.loads(dataset_json.read_text(encoding="utf-8"))["labels"]
-        labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in labels.items()}
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        described = checked(read_json(dataset_json), Labelled, dataset_json)
+    except DatasetError as error:
         raise DatasetError(
-            f"{dataset_json} has no labels of nnU-Net's that can be read: mend it, or give --labels, one of {choices}."
+            f"{str(error).rstrip('.')}: it has no labels of nnU-Net's that can be read. Mend it, or give --labels, one "
+            f"of {choices}."
         ) from error
+    labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in described.labels.items()}
     if missing := [name for name in NAMES_IN_DATASET_JSON.values() if name not in labels]:
         raise DatasetError(
-            f"{dataset_json} defines no region named {', '.join(missing)}, only {', '.join(labels)}: "
+            f"{dataset_json} defines no region named {', '.join(missing)}, only {listed([*map(shown, labels)])}: "
             f"give --labels, one of {choices}."
         )
     regions = {region: labels[name] for region, name in NAMES_IN_DATASET_JSON.items()}
