@@ -11,6 +11,7 @@ from nnunet_autosam2.json_files import checked, read_json, shown
 
 Label = Annotated[int, Field(strict=True, ge=0, le=2**15)]
 Labels = Label | Annotated[list[Label], Field(min_length=1)]
+Case = Annotated[str, Field(strict=True, min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
 Names = Annotated[dict[StrictStr, StrictStr], Field(min_length=1)]
 
 
@@ -49,6 +50,8 @@ class DatasetJson(Labelled):
         if not regions:
             raise ValueError("labels has nothing but the background")
         of_regions = {label for each in regions.values() for label in (each if isinstance(each, list) else [each])}
+        if any(set(each if isinstance(each, list) else [each]) == {0} for each in regions.values()):
+            raise ValueError("labels has a region of nothing but the background")
         ignore = self.labels.get("ignore")
         if ignore is not None and ignore != max(of_regions) + 1:
             raise ValueError(
@@ -57,14 +60,14 @@ class DatasetJson(Labelled):
         if any(isinstance(labels, list) and len(labels) > 1 for labels in regions.values()):
             if len(self.regions_class_order or ()) != len(regions):
                 raise ValueError(f"regions_class_order has to name a label for each of {len(regions)} regions")
-        elif len(of_regions) != len(regions) or 0 in of_regions:
-            raise ValueError("labels are not distinct and above 0")
+        elif len(of_regions) != len(regions):
+            raise ValueError("two labels are the same")
         return self
 
 
 class Split(BaseModel):
-    train: list[StrictStr]
-    val: list[StrictStr]
+    train: list[Case]
+    val: list[Case]
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:

@@ -73,12 +73,12 @@ def problem(error: ValidationError) -> str:
     return f"{where + ': ' if where else ''}{said}{rest}"
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, longest: int = SHOWN) -> str:
     """Short, without line breaks and control characters."""
     if isinstance(value, (dict, list, tuple)):
         return f"{'{…}' if isinstance(value, dict) else '[…]'} with {len(value)} entries" if value else str(value)
     if isinstance(value, int) and abs(value) > 10**SHOWN:
         return "a huge number"
     text = str(value)
-    text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    text = text if len(text) <= longest else f"{text[:longest]}…"
     return text if text.isprintable() else ascii(text)

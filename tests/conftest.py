@@ -1,14 +1,18 @@
+import copy
 import json
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
@@ -194,3 +198,72 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(folder))
     yield trace
     sys.modules.pop("trap", None)
+
+
+STRANGE = [
+    None, True, False, 0, 1, -1, 7, 2**63, 10**400, 0.5, 1e308, -1e-300, float("nan"), float("inf"), "", "x", "0", "é",
+    "\x1b[2K\rSAFE", "a\nb", "\x00", "\ud800", "=1+1", "../../outside", "/etc/passwd", "x" * 5000, "trap", "time",
+    "trap.Network", "os.system", "torch.hub.load", "__file__", [], {}, [[]], [None], {"": None}, [0, 0, 0], [1, 2, 3],
+    [10**9] * 3, {"trap": "trap.Network"}, [["trap"]], [[[1]]],
+]  # fmt: skip
+"""In the place of what is expected"""
+
+
+@st.composite
+def foreign(draw: st.DrawFn, content: Any) -> bytes:
+    """JSON that says something else in one to three places, or is cut, or is no JSON at all."""
+    changed = {"root": json.loads(json.dumps(content))}
+    for _ in range(draw(st.integers(1, 3))):
+        parent, key = draw(st.sampled_from(list(_places(changed))))
+        change = draw(st.sampled_from(["near"] * 8 + ["replace"] * 4 + ["remove", "rename", "wrap", "repeat"]))
+        if change == "near":
+            parent[key] = copy.deepcopy(draw(st.sampled_from(_near(parent[key]))))
+        elif change == "replace" or parent is changed:
+            parent[key] = copy.deepcopy(draw(st.sampled_from(STRANGE)))
+        elif change == "remove":
+            del parent[key]
+        elif change == "wrap":
+            parent[key] = [parent[key]]
+        elif isinstance(parent, list):
+            parent.append(copy.deepcopy(parent[key]))
+        else:
+            other = str(draw(st.sampled_from(STRANGE)))
+            parent[other] = copy.deepcopy(parent[key]) if change == "repeat" else parent.pop(key)
+    written = json.dumps(changed["root"]).encode()
+    how = draw(st.integers(0, 29))
+    if how == 0:
+        return written[: draw(st.integers(0, len(written)))]
+    return draw(st.sampled_from([b"", b"{", b"null", b"[" * 10**5, b"\xff\xfe", b"1" * 5000])) if how == 1 else written
+
+
+def _near(value: Any) -> list[Any]:
+    """Of the same type, and so nearer to what could be meant."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, (int, float)) and value == value and abs(value) < 10**300:
+        return [value + 1, value * 2, value // 2, value * 10, -value, value * 10**6]
+    if isinstance(value, list):
+        return [value[::-1], value[1:], value * 2]
+    if isinstance(value, dict):
+        return [dict(list(value.items())[1:]), dict(reversed(value.items()))]
+    return [f"{value}x", "nearest", "NoNormalization", "torch.nn.ReLU"] if isinstance(value, str) else [0, "x", None]
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of everything in it, however deep."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)):
+        yield value, key
+        if isinstance(value[key], (dict, list)):
+            yield from _places(value[key])
+
+
+@pytest.fixture(scope="session")
+def foreign_json() -> Callable[[Any], st.SearchStrategy[bytes]]:
+    """Of a content, what someone else could have made of it."""
+    return foreign
+
+
+@pytest.fixture(scope="session")
+def every_time() -> settings:
+    """For hypothesis: the same inputs in every run, however long one takes."""
+    return settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

@@ -11,7 +11,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_autosam2.dataset_json import read_dataset_json, read_splits
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 from nnunet_autosam2.report.benchmark import CaseFiles
 from nnunet_autosam2.staging import replace_file
 
@@ -25,6 +25,10 @@ def find_cases(dataset: str) -> dict[str, CaseFiles]:
     content = read_dataset_json(folder / "dataset.json")
     channels = content.get("modality", content.get("channel_names", {})).values()
     files = get_filenames_of_train_images_and_targets(str(folder), content)
+    if other := [str(case) for case, of_case in files.items() if len(of_case["images"]) != len(channels)]:
+        raise DatasetError(
+            f"{folder} does not have {len(channels)} channels, as its dataset.json says, of {listed(other)}."
+        )
     return {
         str(case): CaseFiles(images=dict(zip(channels, of_case["images"], strict=True)), truth=of_case["label"])
         for case, of_case in files.items()

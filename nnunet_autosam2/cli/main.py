@@ -1,6 +1,7 @@
 """The `autosam2` command: one sub-command a file, imported only when it is called."""
 
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -10,6 +11,8 @@ import click
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.json_files import shown
 
+PATH_SHOWN = 500
+"""Characters"""
 COMMANDS = {
     "doctor": "doctor",
     "weights": "weights",
@@ -46,10 +49,12 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """What the system refuses is one line, too: a name that is too long, a full disk below standard output."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal without ±, and text that is none
         try:
             return super().main(*args, **kwargs)
         except OSError as error:
-            refused = "standard output or a file" if error.filename is None else shown(error.filename)
+            refused = "standard output or a file" if error.filename is None else shown(error.filename, PATH_SHOWN)
             click.echo(f"Error: {refused}: {error.strerror or error}.", err=True)
             try:
                 sys.stdout.flush()

@@ -148,7 +148,7 @@ def _dataset_name(model: Path) -> str:
     try:
         return checked(read_json(plans), Named, plans).dataset_name
     except DatasetError as error:
-        raise DatasetError(f"{error} So the dataset is not known: give the folder of the truths as well.") from error
+        raise DatasetError(f"{plans} does not name the dataset: give the folder of the truths as well.") from error
 
 
 def _gt_segmentations(dataset: str) -> Path:
