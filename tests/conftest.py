@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -266,4 +266,6 @@ def foreign_json() -> Callable[[Any], st.SearchStrategy[bytes]]:
 @pytest.fixture(scope="session")
 def every_time() -> settings:
     """For hypothesis: the same inputs in every run, however long one takes."""
-    return settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+    )
