@@ -8,18 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, StrictStr
 from tqdm.contrib.concurrent import thread_map
 
-from nnunet_autosam2.dataset_conversion.brats import RELEASE_KEY
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release, release_named
 from nnunet_autosam2.dataset_conversion.checks import WORKERS
 from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, relabel, unknown_labels
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.files import entries, require_file
+from nnunet_autosam2.files import entries
+from nnunet_autosam2.json_files import checked, read_json
 from nnunet_autosam2.staging import staged_folder
 
 CONVERTED_KEY = "brats_labels_of"
 """Of dataset.json beside converted predictions: the release whose labels they have"""
+
+
+class Recorded(BaseModel):
+    """Of dataset.json, whatever else is in it."""
+
+    brats_release: StrictStr | None = None
 
 
 class ConvertedPredictions(NamedTuple):
@@ -60,21 +67,17 @@ def recorded_release(folder: Path) -> Release:
 
     Searched in `folder` and the two above it, which covers labelsTr of a dataset and fold_0/validation of a model.
     """
-    folders = [folder.absolute(), *folder.absolute().parents[:2]]
-    for file in (place / "dataset.json" for place in folders):
-        require_file(file)
+    places = [place / "dataset.json" for place in (folder.absolute(), *folder.absolute().parents[:2])]
+    there = [file for file in places if file.exists()]
+    for file in there:
         _require_unconverted(file)
-        try:
-            content = json.loads(file.read_text())
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{file} cannot be read: {error}.") from error
-        if name := content.get(RELEASE_KEY):
+        name = checked(read_json(file), Recorded, file).brats_release
+        if name:
             return release_named(name)
+    said = f"{there[0]} does not say" if there else f"{folder} has no dataset.json that would say"
     raise DatasetError(
-        f"{folders[0] / 'dataset.json'} does not say which release the labels came from: "
-        f"give --release, one of {', '.join(RELEASES)}."
+        f"{said} which release the labels came from: give --release, one of {', '.join(RELEASES)}. "
+        "nnU-Net's postprocessing leaves dataset.json behind, beside the predictions that it has read."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -42,6 +42,8 @@ POSITIVE = (
     "num_iterations_per_epoch",
     "num_val_iterations_per_epoch",
 )
+MOST = {"num_positive_points": 1000, "num_negative_points": 1000, "lora_rank": 1024, "sam2_image_size": 4096}
+"""Beyond these a machine has no memory for the network."""
 PIXELS_AT_ONCE = 16 * 512**2
 PIXELS_AT_ONCE_ON_GPU = {"autosam2": 80 * 512**2, "plans": 26 * 512**2}
 """By backbone: every chunk costs the time to launch its kernels, and memory; docs/performance.md has both."""
@@ -150,6 +152,8 @@ class AutoSAM2Config:
             self._require(key, getattr(self, key) >= 0, "0 or more")
         for key in POSITIVE:
             self._require(key, getattr(self, key) is None or getattr(self, key) > 0, "more than 0")
+        for key, most in MOST.items():
+            self._require(key, getattr(self, key) <= most, f"{most} or less")
         self._require(
             "sam2_image_size",
             self.sam2_image_size >= 64 and self.sam2_image_size % SAM2_SIZE_STEP == 0,
@@ -252,7 +256,7 @@ def parse_assignments(assignments: tuple[str, ...] | list[str]) -> dict[str, Any
             raise ConfigurationError(f"{key} is given twice.")
         try:
             values[key] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             values[key] = {"True": True, "False": False, "None": None}.get(text, text)
     return values
 
@@ -278,8 +282,8 @@ def _coerce(key: str, annotation: str, value: Any) -> Any:
 
 
 def _coerce_number(key: str, number: type, value: Any) -> int | float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or (number is int and value != int(value)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not is_number or (number is int and value != int(value)):
         kind = "a whole number" if number is int else "a number"
         raise ConfigurationError(f"{key} = {value!r} is not possible: it has to be {kind}.")
     return number(value)

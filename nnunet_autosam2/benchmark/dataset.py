@@ -12,12 +12,12 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_autosam2.benchmark.models import Model
 from nnunet_autosam2.dataset_conversion.patients import FOLDS, by_patient, split_by_patient
+from nnunet_autosam2.dataset_json import read_dataset_json, read_splits
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 from nnunet_autosam2.evaluation.pairs import ENDING
 from nnunet_autosam2.evaluation.regions import Numbering, choose_numbering, numbering_of_dataset
 from nnunet_autosam2.files import entries, is_looked_at
 from nnunet_autosam2.legend import legend
-from nnunet_autosam2.plans import read_json
 from nnunet_autosam2.report.benchmark import CaseFiles, Label
 from nnunet_autosam2.staging import replace_file
 
@@ -28,9 +28,13 @@ def find_cases(dataset: str) -> dict[str, CaseFiles]:
         DatasetError: the raw dataset is not there.
     """
     folder = Path(nnUNet_raw) / dataset
-    content = read_json(folder / "dataset.json")
-    channels = content["channel_names"].values()
+    content = read_dataset_json(folder / "dataset.json")
+    channels = content.get("modality", content.get("channel_names", {})).values()
     files = get_filenames_of_train_images_and_targets(str(folder), content)
+    if other := [str(case) for case, of_case in files.items() if len(of_case["images"]) != len(channels)]:
+        raise DatasetError(
+            f"{folder} does not have {len(channels)} channels, as its dataset.json says, of {listed(other)}."
+        )
     return {
         str(case): CaseFiles(images=dict(zip(channels, of_case["images"], strict=True)), truth=of_case["label"])
         for case, of_case in files.items()
@@ -45,7 +49,7 @@ def find_numbering(models: Sequence[Model]) -> Numbering:
         DatasetError: it cannot, or one of them was trained when they meant something else.
     """
     path = Path(nnUNet_preprocessed) / models[0].dataset / "dataset.json"
-    if (ending := read_json(path).get("file_ending")) != ENDING:
+    if (ending := read_dataset_json(path).get("file_ending")) != ENDING:
         raise DatasetError(f"{path}: files that end in {ending} cannot be evaluated here, only those in {ENDING}.")
     numbering = numbering_of_dataset(path)
     for trained in (model.folder / "dataset.json" for model in models):
@@ -56,7 +60,7 @@ def find_numbering(models: Sequence[Model]) -> Numbering:
 
 def find_labels(dataset: str) -> list[Label]:
     """For the legend of pictures."""
-    found = legend(read_json(Path(nnUNet_preprocessed) / dataset / "dataset.json"))
+    found = legend(read_dataset_json(Path(nnUNet_preprocessed) / dataset / "dataset.json"))
     return [Label(**label._asdict()) for label in found]
 
 
@@ -82,7 +86,7 @@ def find_splits(dataset: str, folds: Sequence[int], cases: Collection[str]) -> l
                 f"Write the folds that you want into {path}."
             )
         replace_file(path, json.dumps(splits, indent=4))
-    splits = read_json(path)
+    splits = read_splits(path)
     if too_high := [str(fold) for fold in folds if fold >= len(splits)]:
         raise ConfigurationError(f"Fold {', '.join(too_high)} is not there: {path} has folds 0 to {len(splits) - 1}.")
     if problems := list(_problems(splits, folds, cases)):

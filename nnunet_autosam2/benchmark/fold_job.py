@@ -18,6 +18,9 @@ import submitit
 
 from nnunet_autosam2.benchmark.kept import Prediction, Training, read_kept
 from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.checkpoint import require_nnunet_checkpoint
+from nnunet_autosam2.errors import AutoSAM2Error
+from nnunet_autosam2.plans import read_plans, require_configuration
 from nnunet_autosam2.staging import set_aside
 from nnunet_autosam2.text import printable
 
@@ -91,11 +94,12 @@ class FoldJob:
             folder.mkdir(parents=True, exist_ok=True)
         try:
             with self._alone() as lock:
+                self._refuse_code()
                 if not self.is_validated:
                     self._train(lock)
                 if self.prediction is None:
                     self._time(lock)
-        except CommandFailed as error:
+        except (CommandFailed, AutoSAM2Error) as error:
             return str(error)
         except OSError as error:
             return f"{error.filename or self.output} cannot be written: {error.strerror or error}"
@@ -104,6 +108,18 @@ class FoldJob:
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """submitit's way to put a job that a cluster has interrupted into the queue again."""
         return submitit.helpers.DelayedSubmission(self)
+
+    def _refuse_code(self) -> None:
+        """nnU-Net's commands run what is in checkpoints, and call what plans name.
+
+        Raises:
+            AutoSAM2Error: there is something of that in what is trained already.
+        """
+        plans = self.model.folder / "plans.json"
+        if plans.exists():
+            require_configuration(self.model.configuration, read_plans(plans), plans)
+        for name in self.whole_checkpoints():
+            require_nnunet_checkpoint(self.folder / name)
 
     def _train(self, lock: int) -> None:
         model = self.model

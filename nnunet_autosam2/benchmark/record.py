@@ -15,8 +15,8 @@ from nnunet_autosam2.benchmark.comparison import compare
 from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.benchmark.kept import KeptScores, read_kept
 from nnunet_autosam2.benchmark.models import Model, titles
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint, training_seconds
-from nnunet_autosam2.errors import AutoSAM2Error, WeightsError
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_log
+from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
 from nnunet_autosam2.evaluation.challenges import rules
 from nnunet_autosam2.evaluation.empty_regions import RULE
@@ -153,7 +153,10 @@ def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores
     faults = [error] if error else []
     scores: Scores = {}
     try:
-        fold.curves, fold.training_seconds = _curves(job.folder / "checkpoint_final.pth")
+        checkpoint = job.folder / "checkpoint_final.pth"
+        log = training_log(read_nnunet_checkpoint(checkpoint), checkpoint)
+        fold.training_seconds = log.seconds
+        fold.curves = report.Curves(**{name: getattr(log, key) for name, key in CURVES.items()})
     except AutoSAM2Error as fault:
         faults.append(str(fault))
     try:
@@ -173,22 +176,6 @@ def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores
         for case, of_case in scores.items()
     ]
     return fold
-
-
-def _curves(path: Path) -> tuple[report.Curves, float]:
-    """And the seconds that the training took.
-
-    Raises:
-        WeightsError: the checkpoint is damaged, or its log is.
-    """
-    require_nnunet_checkpoint(path)
-    checkpoint = read_nnunet_checkpoint(path)
-    try:
-        log = checkpoint["logging"]
-        curves = report.Curves(**{name: list(map(float, log[key])) for name, key in CURVES.items()})
-        return curves, training_seconds(checkpoint)
-    except (LookupError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} has no log of a training: {error!r}.") from error
 
 
 def _evaluated(job: FoldJob, numbering: Numbering, challenge: str, num_processes: int | None) -> Scores:

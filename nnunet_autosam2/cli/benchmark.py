@@ -88,7 +88,7 @@ def command(
     from nnunet_autosam2.benchmark.dataset import find_cases, find_labels, find_numbering, find_splits
     from nnunet_autosam2.benchmark.fold_job import FoldJob
     from nnunet_autosam2.benchmark.models import find_models
-    from nnunet_autosam2.benchmark.schedule import run_jobs
+    from nnunet_autosam2.benchmark.schedule import require_executor, run_jobs
     from nnunet_autosam2.dataset_conversion.patients import leaks
     from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
     from nnunet_autosam2.inspection import find_device
@@ -97,6 +97,8 @@ def command(
 
     if viewer_cases:
         require_viewer()
+    if not evaluate_only:
+        require_executor(executor, parameters)
     models = find_models(dataset, trainers, plans, configuration)
     numbering = find_numbering(models)
     if numbering.is_brats:

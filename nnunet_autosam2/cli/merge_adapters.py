@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from nnunet_autosam2.config import PLANS_KEY
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
-from nnunet_autosam2.plans import read_plans
+from nnunet_autosam2.errors import ConfigurationError, DatasetError, WeightsError
 from nnunet_autosam2.staging import staged_folder
 
 KEPT = ("trainer_name", "init_args", "inference_allowed_mirroring_axes")
@@ -32,6 +31,8 @@ def command(model: Path, output: Path, checkpoint: str) -> None:
         raise DatasetError(f"{output} exists already: choose another folder.")
     if not output.absolute().parent.is_dir():
         raise DatasetError(f"{output.absolute().parent} is not a folder: make it first.")
+    from nnunet_autosam2.plans import read_plans  # with torch, which takes seconds
+
     with staged_folder(output) as unfinished:
         for fold in folds:
             (unfinished / fold.name).mkdir()
@@ -56,6 +57,8 @@ def _merge(model: Path, fold: str, checkpoint: str, output: Path) -> str:
         raise ConfigurationError(f"{model} was not trained with sam2_tuning=lora: there is nothing to merge.")
     merge_adapters(network)
     trained = read_nnunet_checkpoint(model / fold / checkpoint)
+    if missing := [key for key in KEPT if key not in trained]:
+        raise WeightsError(f"{model / fold / checkpoint} lacks {', '.join(missing)}, which a prediction needs.")
     kept = {key: trained[key] for key in KEPT}
     path = output / fold / checkpoint
     try:

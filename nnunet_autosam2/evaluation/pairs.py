@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from nnunet_autosam2.dataset_json import read_splits
 from nnunet_autosam2.errors import DatasetError, listed
-from nnunet_autosam2.files import entries, require_file
+from nnunet_autosam2.files import entries
+from nnunet_autosam2.json_files import checked, read_json
+from nnunet_autosam2.known_plans import Named
 
 ENDING = ".nii.gz"
 
@@ -156,10 +158,9 @@ def _matched(
 
 def _dataset_name(model: Path) -> str:
     plans = model / "plans.json"
-    require_file(plans)
     try:
-        return json.loads(plans.read_text(encoding="utf-8"))["dataset_name"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        return checked(read_json(plans), Named, plans).dataset_name
+    except DatasetError as error:
         raise DatasetError(f"{plans} does not name the dataset: give the folder of the truths as well.") from error
 
 
@@ -180,10 +181,4 @@ def _splits(dataset: str) -> list[dict[str, list[str]]]:
     from nnunetv2.paths import nnUNet_preprocessed
 
     file = Path(nnUNet_preprocessed or ".", dataset, "splits_final.json")
-    require_file(file)
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise DatasetError(f"{file} is no JSON: {error}.") from error
+    return read_splits(file) if file.exists() else []

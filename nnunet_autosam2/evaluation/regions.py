@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -14,8 +13,9 @@ import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.nifti import read_volume
+from nnunet_autosam2.dataset_json import Labelled
 from nnunet_autosam2.errors import DatasetError, listed
-from nnunet_autosam2.files import require_file
+from nnunet_autosam2.json_files import checked, read_json
 
 REGIONS = ("WT", "TC", "ET")
 NAMES_IN_DATASET_JSON = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
@@ -141,16 +141,14 @@ def numbering_of_dataset(dataset_json: Path) -> Numbering:
         DatasetError: unreadable, without any label, or with BraTS's regions not each within the one before.
     """
     choices = ", ".join(NUMBERINGS)
-    require_file(dataset_json)
     try:
-        labels = json.loads(dataset_json.read_text(encoding="utf-8"))["labels"]
-        labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in labels.items()}
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        described = checked(read_json(dataset_json), Labelled, dataset_json)
+    except DatasetError as error:
         raise DatasetError(
-            f"{dataset_json} has no labels of nnU-Net's that can be read: mend it, or give --labels, one of {choices}."
+            f"{str(error).rstrip('.')}: it has no labels of nnU-Net's that can be read. Mend it, or give --labels, one "
+            f"of {choices}."
         ) from error
-    if not all(isinstance(label, int) for values in labels.values() for label in values):
-        raise DatasetError(f"{dataset_json} has labels that are not whole numbers: mend it, or give --labels.")
+    labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in described.labels.items()}
     ignored = labels.pop("ignore", (None,))[0]
     outside = {0} if ignored is None else {0, ignored}
     if not labels.keys() >= set(NAMES_IN_DATASET_JSON.values()):

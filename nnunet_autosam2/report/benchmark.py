@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationEr
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.evaluation.empty_regions import RULE, CaseScores, counted
 from nnunet_autosam2.files import require_file
+from nnunet_autosam2.json_files import problem
 from nnunet_autosam2.legend import legend
 
 FILE = "benchmark.json"
@@ -225,10 +226,4 @@ def read_benchmark(folder: Path) -> Benchmark:
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
-        first, *more = error.errors(include_url=False)
-        where = ".".join(map(str, first["loc"]))
-        problem = first["msg"].removeprefix("Value error, ")
-        rest = f" (and {len(more)} more)" if more else ""
-        raise DatasetError(
-            f"{path}: {where + ': ' if where else ''}{problem}{rest}. Run `autosam2 benchmark` again."
-        ) from error
+        raise DatasetError(f"{path}: {problem(error)}. Run `autosam2 benchmark` again.") from error

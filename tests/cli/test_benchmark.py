@@ -144,7 +144,7 @@ def test_one_damaged_file_stops_one_fold(trained: Path):
     assert "Report:" in damaged.stdout
     lines = damaged.stderr[damaged.stderr.index("Error: ") :].splitlines()
     assert lines[0] == "Error: 3 of 4 folds are missing."
-    faults = (checkpoint, "has no log of a training", prediction)
+    faults = (checkpoint, "checkpoint_final.pth: logging", prediction)
     for fold, (line, named) in enumerate(zip(lines[1:], faults, strict=True), 1):
         assert line.startswith(f"nnUNetTrainer__nnUNetPlans__3d_fullres__fold_{fold}: ")
         assert str(named) in line

@@ -96,7 +96,7 @@ def test_folders_that_do_not_fit_are_refused(source: Path, tmp_path: Path):
 def test_the_release_is_that_of_the_nearest_dataset_json(tmp_path: Path):
     validation = tmp_path / "model" / "fold_0" / "validation"
     validation.mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"validation/dataset.json does not say .* give --release, one of 2018"):
+    with pytest.raises(DatasetError, match=r"validation has no dataset.json .* give --release, one of 2018"):
         recorded_release(validation)
     (tmp_path / "model" / "dataset.json").write_text(json.dumps({"brats_release": "2024-ped"}))
     assert recorded_release(validation).name == "2024-ped"

@@ -144,6 +144,35 @@ def test_a_fold_that_fails_is_named_and_loses_nothing_else(extended, finished: B
     assert "1 of 1 folds failed" in (tmp_path / "benchmark" / "results.md").read_text()
 
 
+def test_ctrl_c_is_one_line_and_leaves_no_process(extended, tmp_path: Path) -> None:
+    """As in a terminal, where it reaches every process that was started."""
+    output, log = tmp_path / "benchmark", f"{TRAINERS[0]}__nnUNetPlans__tiny__fold_1.txt"
+    options = ("-c", "tiny", "--trainers", TRAINERS[0], "--folds", "1", *OPTIONS, "-o", output)
+    run = extended.start("autosam2", "benchmark", "-d", "900", *options)
+    deadline = time.monotonic() + 300
+    while not (output / "logs" / log).is_file():
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "Error: Stopped. Start it again to go on."
+    deadline = time.monotonic() + 60
+    while processes_of_group(run.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def processes_of_group(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("message", "changes"),
     [
