@@ -47,6 +47,8 @@ setup(
         "SimpleITK>=2.3,<3",
         "nibabel>=5.2,<6",
         "huggingface-hub>=0.30,<3",
+        "hydra-core>=1.3.2,<1.4",
+        "omegaconf>=2.3,<2.4",
         "peft>=0.18,<1",
         "click>=8.2,<9",
         "jinja2>=3.1,<4",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Sha
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
 from nnunet_autosam2.architectures.reconstruction import VolumeMasks, cropped, locate, reconstruct
+from nnunet_autosam2.architectures.seg_layers import with_current_names
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.architectures.unet import ResidualUNet3d, Size3d, UNetOutput, resize
 from nnunet_autosam2.config import AutoSAM2Config
@@ -307,9 +308,9 @@ class AutoSAM2(nn.Module):
         else:
             weights.load_into(self.sam2_branch.sam2, weights.read_checkpoint(path), path)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         had_weights = self.sam2_has_weights
-        result = super().load_state_dict(*args, **kwargs)
+        result = super().load_state_dict(with_current_names(state_dict, self.state_dict()), *args, **kwargs)
         self.mirrored_masks.forget()
         self.state_was_loaded = True
         if not had_weights and any(key.startswith("sam2_branch.sam2.") for key in result.missing_keys):

@@ -1,8 +1,11 @@
 """Parameters whose shape depends on the labels of a data set."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+
+MARK = ".seg_layers."
 
 
 class HasSegLayers(nn.Module):
@@ -10,7 +13,7 @@ class HasSegLayers(nn.Module):
 
     nnU-Net's `-pretrained_weights` starts afresh what has ".seg_layers." in its name, as the segmentation heads of its
     own networks have, and refuses a file in which anything else has another shape. So that is where they are, as
-    `<module>.seg_layers.<name>`; state dicts that have them as `<module>.<name>` are read as well.
+    `<module>.seg_layers.<name>`.
     """
 
     def __init__(self, **parameters: Tensor) -> None:
@@ -21,8 +24,8 @@ class HasSegLayers(nn.Module):
         seg_layers = self.__dict__.get("_modules", {}).get("seg_layers", {})
         return seg_layers[name] if name in seg_layers else super().__getattr__(name)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in self.seg_layers:
-            if prefix + name in state_dict:
-                state_dict[f"{prefix}seg_layers.{name}"] = state_dict.pop(prefix + name)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+def with_current_names(state: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
+    """A state dict that may have been written when they were `<module>.<name>`, for a network with the names `own`."""
+    current = {name.replace(MARK, "."): name for name in own if MARK in name}
+    return {current.get(name, name): value for name, value in state.items()}

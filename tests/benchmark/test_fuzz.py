@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given, settings
 
 from nnunet_autosam2.benchmark import record
-from nnunet_autosam2.benchmark.fold_job import FoldJob
-from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.benchmark.kept import KeptScores, Prediction, Training, read_kept
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.evaluation.brats_metrics import METRICS
-from nnunet_autosam2.report.benchmark import REGIONS, CaseFiles, read_benchmark
+from nnunet_autosam2.report.benchmark import read_benchmark
 from nnunet_autosam2.report.write import write_report
 
 
@@ -58,46 +57,41 @@ def attempt(tmp_path: Path, foreign_json, every_time) -> Callable[..., None]:
     return run
 
 
-@pytest.fixture
-def job(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FoldJob:
-    """A fold that is done, with two cases."""
-    results = tmp_path / "results" / "Dataset900_Phantom"
-    results.mkdir(parents=True)
-    model.rename(results / model.name)
-    monkeypatch.setenv("nnUNet_results", str(results.parent))
-    trained = Model("Dataset900_Phantom", *model.name.split("__"), slice_fraction=0.3, starts_from_baseline=False)
-    job = FoldJob(trained, 0, "cpu", {}, tmp_path / "benchmark")
-    validation = job.folder / "validation"
-    validation.mkdir()
-    (validation / "summary.json").write_text("{}")
-    return job
-
-
-def collected(job: FoldJob) -> Any:
-    files = {name: CaseFiles(images={"T1": Path("a.nii.gz")}, truth=Path("b.nii.gz")) for name in ("a", "b")}
-    return record.collect([job.model], [job], {}, files)
-
-
-SCORES = {case: {region: dict.fromkeys(METRICS, 0.5) for region in REGIONS} for case in ("a", "b")}
+REGIONS = ("ET", "TC", "WT")
+KEPT: dict[str, tuple[Any, Any]] = {
+    "scores": (KeptScores, {case: {region: dict.fromkeys(METRICS, 0.5) for region in REGIONS} for case in ("a", "b")}),
+    "training": (Training, {"peak_memory_bytes": 2**30}),
+    "prediction": (
+        Prediction,
+        {
+            "peak_memory_bytes": 2**30,
+            "seconds": {"a": 1.5, "b": 2.0},
+            "parameters": {"all": 10, "trainable": 5},
+        },
+    ),
+}
 
 
 @thorough(60, 3000)
-def test_scores(job: FoldJob, attempt, tries: int) -> None:
-    file = job.output / "scores" / f"{job.name}__gli.json"
-    attempt(tries, file, SCORES, lambda: record.write(collected(job), job.folder))
+@pytest.mark.parametrize("what", KEPT)
+def test_what_a_benchmark_keeps_is_read_or_set_aside(tmp_path: Path, foreign_json, every_time, what: str, tries: int):
+    kind, content = KEPT[what]
+    file = tmp_path / f"{what}.json"
+    outcomes: Counter[bool] = Counter()
 
+    @settings(every_time, max_examples=tries)
+    @given(written=foreign_json(content))
+    def once(written: bytes) -> None:
+        file.write_bytes(written)
+        kept = read_kept(file, kind)
+        (left,) = tmp_path.iterdir()
+        assert left.name == (file.name if kept is not None else f"{file.name}.damaged")
+        assert left.read_bytes() == written
+        left.unlink()
+        outcomes[kept is not None] += 1
 
-@thorough(60, 3000)
-@pytest.mark.parametrize("what", ["training", "prediction"])
-def test_measured(job: FoldJob, attempt, what: str, tries: int) -> None:
-    scores = job.output / "scores" / f"{job.name}__gli.json"
-    scores.parent.mkdir(parents=True)
-    scores.write_text(json.dumps(SCORES))
-    content: dict[str, Any] = {"peak_memory_bytes": 2**30}
-    if what == "prediction":
-        content |= {"seconds": {"a": 1.5, "b": 2.0}, "parameters": {"all": 10, "trainable": 5}}
-    file = job.output / "measured" / f"{job.name}__{what}.json"
-    attempt(tries, file, content, lambda: record.write(collected(job), job.folder))
+    once()
+    assert 0.05 * tries < outcomes[False] < 0.95 * tries, outcomes
 
 
 def benchmark_json(folder: Path) -> dict[str, Any]:
