@@ -17,6 +17,7 @@ from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 from nnunet_autosam2.evaluation.pairs import ENDING
 from nnunet_autosam2.evaluation.regions import Numbering, choose_numbering, numbering_of_dataset
 from nnunet_autosam2.files import entries, is_looked_at
+from nnunet_autosam2.json_files import read_json
 from nnunet_autosam2.legend import legend
 from nnunet_autosam2.report.benchmark import CaseFiles, Label
 from nnunet_autosam2.staging import replace_file
@@ -49,9 +50,9 @@ def find_numbering(models: Sequence[Model]) -> Numbering:
         DatasetError: it cannot, or one of them was trained when they meant something else.
     """
     path = Path(nnUNet_preprocessed) / models[0].dataset / "dataset.json"
-    if (ending := read_dataset_json(path).get("file_ending")) != ENDING:
-        raise DatasetError(f"{path}: files that end in {ending} cannot be evaluated here, only those in {ENDING}.")
     numbering = numbering_of_dataset(path)
+    if (ending := read_json(path).get("file_ending")) != ENDING:
+        raise DatasetError(f"{path}: files that end in {ending} cannot be evaluated here, only those in {ENDING}.")
     for trained in (model.folder / "dataset.json" for model in models):
         if trained.exists():
             choose_numbering(None, [path, trained], [])
@@ -60,7 +61,7 @@ def find_numbering(models: Sequence[Model]) -> Numbering:
 
 def find_labels(dataset: str) -> list[Label]:
     """For the legend of pictures."""
-    found = legend(read_dataset_json(Path(nnUNet_preprocessed) / dataset / "dataset.json"))
+    found = legend(read_json(Path(nnUNet_preprocessed) / dataset / "dataset.json"))
     return [Label(**label._asdict()) for label in found]
 
 
