@@ -91,13 +91,16 @@ class AutoSAM2(nn.Module):
 
             num_regions = num_classes if self.config.region_based else num_classes - 1
             self.sam2_branch = SAM2Branch(in_channels, self.unet.middle_channels, num_regions, self.config)
-            self.sam2_branch.sam2.withhold_weights()
+            if self.config.sam2_checkpoint != "random":
+                self.sam2_branch.sam2.withhold_weights()
             if self.config.enable_unet_decoder:
                 closed = self.config.backbone_checkpoint is not None
                 self.fusion = GatedFusion(num_classes, closed) if self.config.fusion == "gated" else FixedFusion()
         self.mirrored_masks = MirroredMasks()
         self.state_was_loaded = False
         """Whether `load_state_dict` has filled it"""
+        self.looked_for_weights = False
+        """Whether `load_sam2_weights` was called, which warns of random ones"""
         self.set_deep_supervision(False)
 
     def forward(self, volume: Tensor, foreground: Tensor | None = None) -> Tensor | AutoSAM2Output:
@@ -276,7 +279,8 @@ class AutoSAM2(nn.Module):
 
     def _branch(self) -> SAM2Branch:
         assert self.sam2_branch is not None
-        if not self.sam2_has_weights:
+        random = self.config.sam2_checkpoint == "random" and not (self.state_was_loaded or self.looked_for_weights)
+        if random or not self.sam2_has_weights:
             self.load_sam2_weights()
         return self.sam2_branch
 
@@ -302,6 +306,7 @@ class AutoSAM2(nn.Module):
             WeightsError: there are none, or they do not fit the model.
         """
         assert self.sam2_branch is not None
+        self.looked_for_weights = True
         path = weights.locate(self.config)
         if path is None:
             self.sam2_branch.sam2.allow_random_weights()

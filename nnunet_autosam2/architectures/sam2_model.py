@@ -82,14 +82,12 @@ class SAM2(SAM2Base):
     @torch.no_grad()
     def withhold_weights(self) -> None:
         """Keeps random weights from being taken for a checkpoint's: every mask is NaN, from a state dict as well."""
-        if self.has_weights:
-            self.register_buffer("random_no_mem_embed", self.no_mem_embed.clone(), persistent=False)
         self.no_mem_embed.fill_(torch.nan)
 
-    @torch.no_grad()
     def allow_random_weights(self) -> None:
-        """Takes `withhold_weights` back."""
-        self.no_mem_embed.copy_(self.random_no_mem_embed)
+        """Takes `withhold_weights` back, of this network or of one whose state dict has filled it."""
+        if not self.has_weights:
+            nn.init.trunc_normal_(self.no_mem_embed, std=0.02)  # as SAM2Base
 
     def encode(self, images: Tensor) -> ImageEmbeddings:
         """[N, 3, S, S], normalised → embeddings for the mask decoder."""

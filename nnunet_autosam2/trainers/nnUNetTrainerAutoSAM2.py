@@ -206,7 +206,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             assert isinstance(self.autosam2.unet, PlannedUNet)
             load_backbone(self.autosam2.unet.network, path, self.configuration_manager.configuration, self.dataset_json)
             self.print_to_log_file(f"The backbone starts from {path}.")
-        if not self.autosam2.sam2_has_weights:
+        if self.config.uses_sam2 and not (self.autosam2.state_was_loaded and self.autosam2.sam2_has_weights):
             self.autosam2.load_sam2_weights()
 
     def _refuse_other_config_of_same_model(self) -> None:

@@ -639,12 +639,12 @@ import torch
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.errors import WeightsError
 network, volume = AutoSAM2(2, 1, sam2_image_size=64).train(), torch.randn(1, 1, 16, 16, 16)
-try:
-    network(volume)
-except WeightsError as error:
-    print(error)
-network.load_state_dict(network.state_dict())
-print(tuple(network(volume).shape))
+for _ in range(2):
+    try:
+        network(volume)
+    except WeightsError as error:
+        print(error)
+    network.load_state_dict(network.state_dict())  # which has none either
 """
 
 
@@ -654,6 +654,6 @@ def test_without_any_weights_the_first_use_says_how_to_get_them(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_WEIGHTS], env=environment, capture_output=True, text=True, check=True
     )
-    message, shape = run.stdout.splitlines()
+    message, again = run.stdout.splitlines()
     assert all(way in message for way in ("sam2_checkpoint=FILE", "AUTOSAM2_SAM2_WEIGHTS", "model hub"))
-    assert shape == "(1, 2, 16, 16, 16)"
+    assert again == message
