@@ -54,6 +54,7 @@ setup(
         "jinja2>=3.1,<4",
         "markupsafe>=2.1,<4",
         "matplotlib>=3.10,<4",
+        "monai>=1.5.1,<2",
         "numpy>=1.26,<3",
         "pydantic>=2.6,<3",
         "scipy>=1.15,<2",

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, NoReturn
 import click
 import numpy as np
 
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_seconds
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_log
 from nnunet_autosam2.evaluation.regions import REGIONS
 
 DATASET, NAME = "40", "Dataset040_Experiment"
@@ -140,7 +140,7 @@ def main(
         experiment.prepare(cases)
         for seed in range(seeds):
             for fold in range(cases):
-                for arm in arms or ARMS:
+                for arm in dict.fromkeys(arms) or ARMS:
                     experiment.train_and_predict(Run(arm, fold, seed))
     report(output.absolute())
 
@@ -355,7 +355,7 @@ def evaluate(output: Path, predicted: dict[Run, str]) -> dict[str, Any]:
 
 def read_result(output: Path, run: Run, case: str, scores: dict[str, dict[str, float | None]]) -> Result:
     checkpoint = model_folder(output, run) / f"fold_{run.fold}" / "checkpoint_final.pth"
-    trained = training_seconds(read_nnunet_checkpoint(checkpoint))
+    trained = training_log(read_nnunet_checkpoint(checkpoint), checkpoint).seconds
     seconds = float(stamp_file(output, f"predict_{run}").read_text())
     by_metric = [[scores[region][metric] for region in REGIONS] for metric in METRICS]
     return Result(run, case, np.array(by_metric, float), trained, seconds)

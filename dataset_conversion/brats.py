@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 from nnunetv2.paths import nnUNet_raw
@@ -18,11 +19,12 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_named
-from nnunet_autosam2.dataset_conversion.cases import Case, find_cases, read_tree, releases_by_names
-from nnunet_autosam2.dataset_conversion.checks import WORKERS, check_cases
+from nnunet_autosam2.dataset_conversion.cases import Case, find_cases, find_empty, read_tree, releases_by_names
+from nnunet_autosam2.dataset_conversion.checks import WORKERS, check_cases, stamp
 from nnunet_autosam2.dataset_conversion.nifti import relabel, take_channel
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
-from nnunet_autosam2.staging import resumable_folder, unfinished_state
+from nnunet_autosam2.dataset_conversion.patients import SPLITS, splits_by_patient
+from nnunet_autosam2.errors import ConfigurationError, DatasetError, require_distinct
+from nnunet_autosam2.staging import locked, open_unfinished, resumable_folder
 
 RELEASE_KEY = "brats_release"
 """Of dataset.json, where nnU-Net passes over it and carries it along to models and predictions."""
@@ -36,6 +38,10 @@ class ConvertedDataset(NamedTuple):
     test_cases: list[str]
     left_out: dict[str, list[str]]
     """Case → what is wrong with it."""
+    empty: list[Path]
+    """Folders without files, which mean nothing."""
+    folds: list[str]
+    """What there is to say about folds; empty: no patient has several cases, and nnU-Net's own folds are as good."""
 
 
 def convert_brats(
@@ -51,8 +57,10 @@ def convert_brats(
 ) -> ConvertedDataset:
     """Writes `DatasetIII_NAME` into `output`, by default `$nnUNet_raw`, after everything has been checked.
 
-    Cases with a segmentation go to imagesTr and labelsTr, cases without one to imagesTs. After an interruption the
-    same call goes on with the files that are missing, unless a source file has changed.
+    Cases with a segmentation go to imagesTr and labelsTr, cases without one to imagesTs. Where patients have several,
+    `splits_final.json` keeps them together; nnU-Net's planning copies it to `$nnUNet_preprocessed`. After an
+    interruption the same call goes on with the files that are missing, unless a source file has changed. What was found
+    in the source files is kept as well: a case is read again only where a file of it has changed.
 
     Args:
         source: holds the case folders, directly or one folder deeper (HGG and LGG of BraTS 2018 to 2020).
@@ -63,7 +71,7 @@ def convert_brats(
 
     Raises:
         ConfigurationError: an impossible ID, name, release or modality, or no place to write to.
-        DatasetError: one line for each problem, and nothing is written.
+        DatasetError: one line for each problem, and no data set is written, or another process converts into this ID.
     """
     folder = _dataset_folder(dataset_id, name, output)
     tree = read_tree(source)
@@ -74,44 +82,66 @@ def convert_brats(
     ]
     if not cases:
         raise DatasetError(f"{source} holds no case in the layout of {candidates[0].title}.")
-    empty = [path for path, names in tree.items() if not names and not candidates[0].stack]
-
+    lost, empty = ([], []) if candidates[0].stack else find_empty(tree, cases)
     request = {
         "release": release,
         "modalities": wanted,
         "link": link,
         "skip_invalid": skip_invalid,
-        "files": {str(file): _stamp(file) for case in cases for file in (*case.files, *case.surplus)},
-        "empty": [str(path) for path in empty],
+        "files": {str(file): stamp(file) for case in cases for file in (*case.files, *case.surplus)},
+        "lost": [str(path) for path in lost],
     }
-    state = unfinished_state(folder)
-    if state is None or state.get("request") != request:
-        checked = check_cases(cases, empty, candidates, skip_invalid)
+    with locked(folder, f"Dataset{dataset_id:03d}"):
+        _require_free(folder, dataset_id, output)
+        unfinished = open_unfinished(folder)
+        try:
+            checked = check_cases(cases, lost, candidates, skip_invalid, unfinished / "checks.jsonl")
+        except OSError as error:
+            raise DatasetError(f"{folder} cannot be written: {error}.") from error
+        cases = [case for case in cases if case.name not in checked.left_out]
         state = {"request": request, "release": checked.release.name, "left_out": checked.left_out}
-    chosen, left_out = release_named(state["release"]), state["left_out"]
-    cases = [case for case in cases if case.name not in left_out]
-    training = [case.name for case in cases if case.segmentation]
-    test = [case.name for case in cases if not case.segmentation]
-    channels = [chosen.modalities[key] for key in wanted]
-    with resumable_folder(folder, state) as (staged, temporary):
-        for subfolder in ["imagesTr", "labelsTr"] * bool(training) + ["imagesTs"] * bool(test):
+        training = [case.name for case in cases if case.segmentation]
+        splits, folds = splits_by_patient(training, folder)
+        dataset = ConvertedDataset(
+            folder,
+            checked.release,
+            [checked.release.modalities[key] for key in wanted],
+            training,
+            [case.name for case in cases if not case.segmentation],
+            checked.left_out,
+            empty,
+            folds,
+        )
+        _write(dataset, cases, splits, state, link)
+    return dataset
+
+
+def _write(dataset: ConvertedDataset, cases: Sequence[Case], splits: Any, state: Mapping[str, Any], link: bool) -> None:
+    release, training = dataset.release, dataset.training_cases
+    images = {target: file for case in cases for target, (_, file) in _images(case).items()}
+    links = {target: str(file.resolve()) for target, file in images.items() if link}
+    with resumable_folder(dataset.folder, state, links) as (staged, temporary):
+        for subfolder in ["imagesTr", "labelsTr"] * bool(training) + ["imagesTs"] * bool(dataset.test_cases):
             (staged / subfolder).mkdir(exist_ok=True)
-        write = partial(_write_case, release=chosen, link=link, folder=staged, temporary=temporary)
+        write = partial(_write_case, release=release, link=link, folder=staged, temporary=temporary)
         thread_map(write, cases, desc="convert", max_workers=WORKERS)
         generate_dataset_json(
-            str(staged),
-            channel_names=dict(enumerate(channels)),
-            labels={"background": 0, **chosen.regions},
+            str(temporary),
+            channel_names=dict(enumerate(dataset.channels)),
+            labels={"background": 0, **release.regions},
             num_training_cases=len(training),
             file_ending=".nii.gz",
-            regions_class_order=tuple(range(1, len(chosen.regions) + 1)),
-            dataset_name=folder.name,
-            description=chosen.title,
+            regions_class_order=tuple(range(1, len(release.regions) + 1)),
+            dataset_name=dataset.folder.name,
+            description=release.title,
             license="that of the data set which the cases come from",
             converted_by="autosam2 convert-brats",
-            **{RELEASE_KEY: chosen.name},
+            **{RELEASE_KEY: release.name},
         )
-    return ConvertedDataset(folder, chosen, channels, training, test, left_out)
+        (temporary / "dataset.json").rename(staged / "dataset.json")
+        if splits:
+            (temporary / SPLITS).write_text(json.dumps(splits, indent=4), encoding="utf-8")
+            (temporary / SPLITS).rename(staged / SPLITS)
 
 
 def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:
@@ -125,19 +155,24 @@ def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:
         raise ConfigurationError("nnUNet_raw is not set: export it as nnU-Net's raw data folder, or give --output.")
     parent = Path(nnUNet_raw) if output is None else output
     folder = parent / f"Dataset{dataset_id:03d}_{name}"
-    taken = {path.name for path in parent.glob(f"Dataset{dataset_id:03d}_*")}
+    _require_free(folder, dataset_id, output)
+    return folder
+
+
+def _require_free(folder: Path, dataset_id: int, output: Path | None) -> None:
+    taken = {path.name for path in folder.parent.glob(f"Dataset{dataset_id:03d}_*") if path.is_dir()}
     if output is None:
         taken |= set(find_candidate_datasets(dataset_id))
-    if folder.exists():
+    if os.path.lexists(folder):
         raise DatasetError(f"{folder} exists: remove it or choose another ID.")
     if others := sorted(taken - {folder.name}):
         raise DatasetError(f"Dataset ID {dataset_id} belongs to {others[0]} already: choose another ID.")
-    return folder
 
 
 def _ordered(modalities: Sequence[str] | None, release: Release) -> list[str]:
     if modalities is None:
         return list(release.modalities)
+    require_distinct(modalities, "--modalities")
     unknown = [key for key in modalities if key not in release.modalities]
     if unknown or not modalities:
         raise ConfigurationError(
@@ -146,20 +181,16 @@ def _ordered(modalities: Sequence[str] | None, release: Release) -> list[str]:
     return [key for key in release.modalities if key in modalities]
 
 
-def _stamp(file: Path) -> list[int] | None:
-    """What changes when the file does."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
+def _images(case: Case) -> dict[str, tuple[str, Path]]:
+    """Path in the data set → modality and its file."""
+    folder = "imagesTr" if case.segmentation else "imagesTs"
+    return {f"{folder}/{case.name}_{channel:04d}.nii.gz": item for channel, item in enumerate(case.images.items())}
 
 
 def _write_case(case: Case, release: Release, link: bool, folder: Path, temporary: Path) -> None:
-    writers: dict[Path, Callable[[Path], object]] = {}
-    images = folder / ("imagesTr" if case.segmentation else "imagesTs")
-    for channel, (key, file) in enumerate(case.images.items()):
-        writers[images / f"{case.name}_{channel:04d}.nii.gz"] = _image_writer(file, key, release, link)
+    writers: dict[Path, Callable[[Path], object]] = {
+        folder / target: _image_writer(file, key, release, link) for target, (key, file) in _images(case).items()
+    }
     if case.segmentation:
         writers[folder / "labelsTr" / f"{case.name}.nii.gz"] = partial(
             relabel, case.segmentation, labels=release.labels

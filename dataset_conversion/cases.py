@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nnunet_autosam2.dataset_conversion.brats_layout import MODALITIES_2018, MODALITIES_2023, RELEASES, Release
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
+from nnunet_autosam2.files import entries
 
 ENDINGS = (".nii.gz", ".nii")
 NIFTI = re.compile(r"(.+?)\.nii(\.gz)?")
@@ -35,7 +36,7 @@ class Case:
 
 
 def read_tree(source: Path) -> Tree:
-    """The folders one and two levels below `source` → the names in them, without hidden ones.
+    """The folders one and two levels below `source` → the names in them, of what is looked at.
 
     Raises:
         DatasetError: `source` is no folder, or a folder cannot be read.
@@ -43,12 +44,9 @@ def read_tree(source: Path) -> Tree:
     if not source.is_dir():
         raise DatasetError(f"{source} is not a folder.")
     try:
-        first = [path for path in sorted(source.iterdir()) if path.is_dir()]
-        second = [path for folder in first for path in sorted(folder.iterdir()) if path.is_dir()]
-        return {
-            folder: sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-            for folder in [*first, *second]
-        }
+        first = [path for path in entries(source) if path.is_dir()]
+        second = [path for folder in first for path in entries(folder) if path.is_dir()]
+        return {folder: [path.name for path in entries(folder)] for folder in [*first, *second]}
     except OSError as error:
         raise DatasetError(f"{source} cannot be read: {error}.") from error
 
@@ -64,7 +62,7 @@ def releases_by_names(source: Path, tree: Tree) -> list[Release]:
     fitting = [
         RELEASES[name]
         for name, cases in found.items()
-        if cases and all(re.fullmatch(RELEASES[name].case_pattern, case.name) for case in cases)
+        if cases and all(re.fullmatch(RELEASES[name].case_pattern, case.name, re.DOTALL) for case in cases)
     ]
     names = sorted({case.name for case in chain.from_iterable(found.values())})
     if not names:
@@ -88,6 +86,23 @@ def find_cases(tree: Tree, release: Release) -> list[Case]:
     """Sorted by name; a name may be there more than once."""
     cases = _stacked(tree, release) if release.stack else _separate(tree, release)
     return sorted(cases, key=lambda case: case.name)
+
+
+def find_empty(tree: Tree, cases: Sequence[Case]) -> tuple[list[Path], list[Path]]:
+    """Folders without files: first those that a case has lost its files from, then the others, which mean nothing.
+
+    A case is expected where a name is built like that of a case and its files are nowhere else, as in `case_002` beside
+    `case_001`. A folder `logs` is none.
+    """
+    complete = {case.name for case in cases}
+    forms = {_form(name) for name in complete}
+    empty = [folder for folder, names in tree.items() if not names]
+    lost = [folder for folder in empty if _form(folder.name) in forms and folder.name not in complete]
+    return lost, [folder for folder in empty if folder not in lost]
+
+
+def _form(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
 
 
 def _separate(tree: Tree, release: Release) -> list[Case]:

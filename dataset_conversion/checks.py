@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter, defaultdict
-from functools import partial
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +16,10 @@ from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_by_labels
 from nnunet_autosam2.dataset_conversion.cases import Case
-from nnunet_autosam2.dataset_conversion.nifti import Geometry, read_volume
+from nnunet_autosam2.dataset_conversion.nifti import Geometry, listed_labels, read_volume, whole_labels
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
+from nnunet_autosam2.files import fault_of_file
+from nnunet_autosam2.text import LINE, printable
 
 WORKERS = min(8, os.cpu_count() or 1)  # each holds a case's largest file
 
@@ -32,17 +36,21 @@ class Checked(NamedTuple):
     """Case → what is wrong with it."""
 
 
-def check_cases(cases: list[Case], empty: list[Path], candidates: list[Release], skip_invalid: bool) -> Checked:
+def check_cases(
+    cases: list[Case], empty: list[Path], candidates: list[Release], skip_invalid: bool, kept: Path
+) -> Checked:
     """Decides for one of the candidates, which share their layout, and on the cases that can be used.
 
     Args:
         empty: case folders without a file.
+        kept: a file for what is found in each case, which is not read again there unless it has changed.
 
     Raises:
         DatasetError: one line a problem and a last one with the remedies; with `skip_invalid`, when no case remains
             or the files do not decide for a release.
+        OSError: `kept` cannot be written.
     """
-    findings = thread_map(partial(check_case, release=candidates[0]), cases, desc="check", max_workers=WORKERS)
+    findings = _findings(cases, candidates[0], kept)
     undecided = []
     try:
         release = release_by_labels(candidates, [found.labels for found in findings])
@@ -55,14 +63,14 @@ def check_cases(cases: list[Case], empty: list[Path], candidates: list[Release],
         if unknown := sorted(found.labels - release.labels.keys()):
             problems[case.name].append(
                 f"{case.segmentation} has labels that {release.title} does not know: "
-                f"{listed([f'{label:g}' for label in unknown])}. It knows {listed(list(release.labels))}."
+                f"{listed_labels(unknown)}. It knows {listed(list(release.labels))}."
             )
     for name, number in Counter(case.name for case in cases).items():
         if number > 1:
             files = [next(iter(case.files)) for case in cases if case.name == name]
             problems[name].append(f"{name} is there {number} times: {', '.join(map(str, files))}; keep one.")
     for folder in empty:
-        problems[folder.name].append(f"{folder} is empty.")
+        problems[folder.name].append(f"{printable(folder, LINE)} is empty.")
 
     left_out = {name: lines for name, lines in problems.items() if lines}
     valid = {case.name for case in cases} - left_out.keys()
@@ -71,9 +79,58 @@ def check_cases(cases: list[Case], empty: list[Path], candidates: list[Release],
         common = [key for key in cases[0].images if all(os.path.lexists(case.images[key]) for case in cases)]
         if 0 < len(common) < len(cases[0].images):
             remedies.append(f"--modalities {','.join(common)} takes what every case has.")
-        summary = [f"Cases that cannot be used: {len(left_out)}. {' '.join(remedies)}".strip()] * bool(left_out)
+        remedies.append(f"What was found is kept in {kept.parent}: files that stay as they are are not read again.")
+        summary = [f"Cases that cannot be used: {len(left_out)}. {' '.join(remedies)}"] * bool(left_out)
         raise DatasetError("\n".join([*undecided, *chain.from_iterable(left_out.values()), *summary]))
     return Checked(release, left_out)
+
+
+def _findings(cases: list[Case], release: Release, kept: Path) -> list[Findings]:
+    keys = [_key(case, release) for case in cases]
+    known = _read_kept(kept)
+    kept.unlink(missing_ok=True)  # written anew, so that it is a file of ours
+    with kept.open("x", encoding="utf-8") as file:
+        one_writer = Lock()
+
+        def keep(key: str, found: Findings) -> None:
+            with one_writer:
+                file.write(json.dumps([key, found.problems, sorted(found.labels)]) + "\n")
+                file.flush()
+
+        def check(number: int) -> None:
+            known[keys[number]] = found = check_case(cases[number], release)
+            keep(keys[number], found)
+
+        for key in known.keys() & set(keys):
+            keep(key, known[key])
+        if unknown := [number for number, key in enumerate(keys) if key not in known]:
+            thread_map(check, unknown, desc="check", max_workers=WORKERS)
+    return [known[key] for key in keys]
+
+
+def _key(case: Case, release: Release) -> str:
+    """What the findings depend on."""
+    files = [[str(file), stamp(file)] for file in (*case.files, *case.surplus)]
+    return json.dumps([release.layout, list(case.images), str(case.segmentation), files])
+
+
+def _read_kept(file: Path) -> dict[str, Findings]:
+    """The last line may be cut off."""
+    known = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with suppress(ValueError, TypeError):
+            key, problems, labels = json.loads(line)
+            known[key] = Findings([*map(str, problems)], frozenset(map(float, labels)))
+    return known
+
+
+def stamp(file: Path) -> list[int] | None:
+    """What changes when the file does."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def check_case(case: Case, release: Release) -> Findings:
@@ -82,6 +139,9 @@ def check_case(case: Case, release: Release) -> Findings:
     grids: dict[Path, Geometry] = {}
     labels: frozenset[float] = frozenset()
     for file in case.files:
+        if fault := fault_of_file(file):
+            problems.append(f"{printable(file, LINE)} {fault}.")
+            continue
         if not os.path.lexists(file):
             problems.append(f"{file} is missing.")
             continue
@@ -94,7 +154,7 @@ def check_case(case: Case, release: Release) -> Findings:
         if not np.isfinite(voxels).all():
             problems.append(f"{file} has voxels that are infinite or not a number.")
         elif file == case.segmentation:
-            labels = frozenset(np.unique(voxels).tolist())
+            labels = frozenset(np.unique(whole_labels(voxels)).tolist())
         elif is_stack and voxels.shape[3] != len(release.stack):
             problems.append(f"{file} has {voxels.shape[3]} channels, expected {', '.join(release.stack)}.")
         else:

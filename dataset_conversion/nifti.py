@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple, cast
@@ -11,11 +12,16 @@ from typing import NamedTuple, cast
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
 
-from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.errors import DatasetError, listed
+from nnunet_autosam2.files import require_file
 
 LARGE = 2**28
 """Bytes. What claims to be larger is measured before memory is taken for it."""
+LABEL_NOISE = 1e-3
+"""Of scaling and of arithmetic in single precision"""
 
 _one_reader = Lock()  # SimpleITK asks HDF5 about every file, which is not safe in threads (its issue 74)
 
@@ -47,11 +53,8 @@ def read_volume(file: Path, dimensions: int = 3) -> tuple[Geometry, np.ndarray]:
     Raises:
         DatasetError: the file is no NIfTI image, is cut off or damaged, or has other dimensions.
     """
+    require_file(file)
     try:
-        with _one_reader:
-            header = sitk.ImageFileReader()
-            header.SetFileName(str(file))
-            header.ReadImageInformation()
         # nibabel, because SimpleITK fills up the end of a truncated file and says nothing.
         image = cast(nibabel.Nifti1Image, nibabel.load(file))
         if len(image.shape) != dimensions:
@@ -61,17 +64,52 @@ def read_volume(file: Path, dimensions: int = 3) -> tuple[Geometry, np.ndarray]:
         if image.get_data_dtype().kind not in "iuf":
             raise DatasetError(f"{file} does not hold numbers: its data type is {image.get_data_dtype()}.")
         _measure(file, image)
-        voxels = np.asanyarray(image.dataobj)
+        voxels = _read_voxels(file, image)
+        with _one_reader:
+            header = sitk.ImageFileReader()
+            header.SetImageIO("NiftiImageIO")  # otherwise other formats are tried, and HDF5 comments on each file
+            header.SetFileName(str(file))
+            header.ReadImageInformation()
     except DatasetError:
         raise
     except Exception as error:  # every reader and decompressor has its own family of exceptions
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise DatasetError(f"{file} cannot be read as NIfTI: {reason[0]}") from error
+        raise DatasetError(f"{file} cannot be read as NIfTI: {_reason(file, error)}") from error
     direction = np.reshape(header.GetDirection(), (dimensions, dimensions))[:3, :3]
     grid = Geometry(
         header.GetSize()[:3], header.GetSpacing()[:3], header.GetOrigin()[:3], tuple(direction.ravel().tolist())
     )
     return grid, voxels
+
+
+def _read_voxels(file: Path, image: nibabel.Nifti1Image) -> np.ndarray:
+    """To the end of a compressed file, where its checksum is."""
+    if file.suffix != ".gz":
+        return np.asanyarray(image.dataobj)
+    with gzip.open(file) as stream:
+        voxels = np.asanyarray(type(image).from_file_map({"image": FileHolder(fileobj=stream)}).dataobj)
+        if fault := _fault_of_end(stream):
+            raise fault
+    return voxels
+
+
+def _fault_of_end(stream: gzip.GzipFile) -> Exception | None:
+    """What is wrong with the rest. After a whole file there may be anything, as a tape adds it."""
+    rest = LARGE
+    try:
+        while rest > 0 and (piece := stream.read(2**20)):
+            rest -= len(piece)
+    except (OSError, EOFError, zlib.error) as error:
+        return None if "Not a gzipped file" in str(error) else error
+    return None
+
+
+def _reason(file: Path, error: Exception) -> str:
+    if isinstance(error, ImageFileError) and file.suffix == ".gz":  # of a small file, all that nibabel says
+        with gzip.open(file) as stream:
+            error = _fault_of_end(stream) or error
+    if isinstance(error, gzip.BadGzipFile) and ("CRC" in str(error) or "length" in str(error)):
+        return "the checksum of its compression is wrong, so that it is damaged. Copy or download it again."
+    return (str(error).strip().splitlines()[-1:] or [type(error).__name__])[0]
 
 
 def _measure(file: Path, image: nibabel.Nifti1Image) -> None:
@@ -90,18 +128,32 @@ def _measure(file: Path, image: nibabel.Nifti1Image) -> None:
         )
 
 
+def whole_labels(voxels: np.ndarray) -> np.ndarray:
+    """Labels as they were meant: floating-point numbers that differ from a whole one by noise are that one."""
+    if voxels.dtype.kind != "f":
+        return voxels
+    whole = np.rint(voxels)
+    with np.errstate(invalid="ignore"):  # infinite ones stay
+        return np.where(np.abs(voxels - whole) < LABEL_NOISE, whole, voxels)
+
+
 def unknown_labels(voxels: np.ndarray, labels: tuple[int, ...]) -> list[float]:
     """Values that are not among `labels`, sorted."""
-    return [value.item() for value in np.setdiff1d(voxels, labels)]
+    return [value.item() for value in np.setdiff1d(whole_labels(voxels), labels)]
+
+
+def listed_labels(labels: Iterable[float]) -> str:
+    """The first of them as they are in a file: 2.5, or 3 for 3.0."""
+    return listed([f"{label:.0f}" if float(label).is_integer() else f"{label:.7g}" for label in labels])
 
 
 def relabel(file: Path, target: Path, labels: Mapping[int, int]) -> None:
     """Writes the segmentation `file` with each label replaced by `labels[label]`."""
     image = cast(nibabel.Nifti1Image, nibabel.load(file))
     voxels = np.asanyarray(image.dataobj)
-    changed = np.zeros_like(voxels, subok=False)
+    found, changed = whole_labels(voxels), np.zeros_like(voxels, subok=False)
     for before, after in labels.items():
-        changed[voxels == before] = after
+        changed[found == before] = after
     _save(image, changed, target)
 
 

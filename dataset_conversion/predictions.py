@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pydantic import BaseModel, StrictStr
 from tqdm.contrib.concurrent import thread_map
 
-from nnunet_autosam2.dataset_conversion.brats import RELEASE_KEY
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release, release_named
 from nnunet_autosam2.dataset_conversion.checks import WORKERS
-from nnunet_autosam2.dataset_conversion.nifti import read_volume, relabel, unknown_labels
+from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, relabel, unknown_labels
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.files import entries
+from nnunet_autosam2.json_files import checked, read_json
 from nnunet_autosam2.staging import staged_folder
+
+CONVERTED_KEY = "brats_labels_of"
+"""Of dataset.json beside converted predictions: the release whose labels they have"""
+
+
+class Recorded(BaseModel):
+    """Of dataset.json, whatever else is in it."""
+
+    brats_release: StrictStr | None = None
 
 
 class ConvertedPredictions(NamedTuple):
@@ -25,6 +37,8 @@ class ConvertedPredictions(NamedTuple):
 def predictions_to_brats(predictions: Path, output: Path, release: str | None = None) -> ConvertedPredictions:
     """Writes every `.nii.gz` of `predictions` into `output` under its name, which is how the challenges take it.
 
+    A `dataset.json` beside them says what the labels mean, in nnU-Net's format.
+
     Args:
         release: key of `RELEASES`, None: see `recorded_release`.
 
@@ -33,16 +47,18 @@ def predictions_to_brats(predictions: Path, output: Path, release: str | None = 
     """
     if not predictions.is_dir():
         raise DatasetError(f"{predictions} is not a folder.")
-    files = sorted(predictions.glob("*.nii.gz"))
+    files = [file for file in entries(predictions) if file.name.endswith(".nii.gz")]
     if not files:
         raise DatasetError(f"{predictions} holds no .nii.gz file: give the folder that nnUNetv2_predict wrote.")
     chosen = release_named(release) if release else recorded_release(predictions)
+    _require_unconverted(predictions / "dataset.json")
     original = {after: before for before, after in chosen.labels.items()}
     with staged_folder(output) as staged:
         problems = thread_map(partial(_check, labels=tuple(original)), files, desc="check", max_workers=WORKERS)
         if any(problems):
             raise DatasetError("\n".join(filter(None, problems)))
         thread_map(lambda file: relabel(file, staged / file.name, original), files, desc="convert", max_workers=WORKERS)
+        (staged / "dataset.json").write_text(json.dumps(_labels_of(chosen), indent=4) + "\n")
     return ConvertedPredictions(len(files), chosen)
 
 
@@ -51,20 +67,41 @@ def recorded_release(folder: Path) -> Release:
 
     Searched in `folder` and the two above it, which covers labelsTr of a dataset and fold_0/validation of a model.
     """
-    folders = [folder.absolute(), *folder.absolute().parents[:2]]
-    for file in (place / "dataset.json" for place in folders):
-        try:
-            name = json.loads(file.read_text()).get(RELEASE_KEY)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{file} cannot be read: {error}.") from error
+    places = [place / "dataset.json" for place in (folder.absolute(), *folder.absolute().parents[:2])]
+    there = [file for file in places if file.exists()]
+    for file in there:
+        _require_unconverted(file)
+        name = checked(read_json(file), Recorded, file).brats_release
         if name:
             return release_named(name)
+    said = f"{there[0]} does not say" if there else f"{folder} has no dataset.json that would say"
     raise DatasetError(
-        f"{folders[0] / 'dataset.json'} does not say which release the labels came from: "
-        f"give --release, one of {', '.join(RELEASES)}."
+        f"{said} which release the labels came from: give --release, one of {', '.join(RELEASES)}. "
+        "nnU-Net's postprocessing leaves dataset.json behind, beside the predictions that it has read."
     )
+
+
+def _require_unconverted(dataset_json: Path) -> None:
+    """A second time, labels would change places and nobody would notice."""
+    with suppress(OSError, ValueError):
+        content = json.loads(dataset_json.read_text())
+        if isinstance(content, dict) and CONVERTED_KEY in content:
+            raise DatasetError(
+                f"{dataset_json} says that the labels beside it are those of {content[CONVERTED_KEY]} already: "
+                "there is nothing to convert."
+            )
+
+
+def _labels_of(release: Release) -> dict[str, Any]:
+    """The release's own, for `autosam2 evaluate` and nnUNetv2_evaluate_folder."""
+    original = {after: before for before, after in release.labels.items()}
+    regions = {name: sorted(original[label] for label in labels) for name, labels in release.regions.items()}
+    return {
+        "labels": {"background": original[0], **regions},
+        "regions_class_order": [original[label] for label in range(1, len(regions) + 1)],
+        "file_ending": ".nii.gz",
+        CONVERTED_KEY: release.name,
+    }
 
 
 def _check(file: Path, labels: tuple[int, ...]) -> str | None:
@@ -74,7 +111,7 @@ def _check(file: Path, labels: tuple[int, ...]) -> str | None:
         return str(error)
     if unknown := unknown_labels(voxels, labels):
         return (
-            f"{file} has the labels {', '.join(f'{label:g}' for label in unknown)}: a prediction of a model trained "
+            f"{file} has the labels {listed_labels(unknown)}: a prediction of a model trained "
             f"on the converted data set has {', '.join(map(str, sorted(labels)))} alone."
         )
     return None

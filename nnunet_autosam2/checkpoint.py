@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -11,11 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel, StrictStr
 
-from nnunet_autosam2.errors import WeightsError
+from nnunet_autosam2.errors import WeightsError, listed
+from nnunet_autosam2.files import fault_of_file
+from nnunet_autosam2.json_files import checked
+from nnunet_autosam2.text import LINE, printable
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
 
 _SCALAR = np.float64(0).__reduce__()[0]
 IN_A_LOG = [
@@ -40,6 +47,81 @@ def read_nnunet_checkpoint(path: Path, map_location: torch.device | str = "cpu")
     return content
 
 
+class InitArgs(BaseModel):
+    """What nnU-Net's trainer was called with."""
+
+    plans: dict[StrictStr, Any]
+    configuration: StrictStr
+    dataset_json: dict[StrictStr, Any]
+
+
+def init_args(checkpoint: Mapping[str, Any], path: Path) -> InitArgs:
+    """Of what `read_nnunet_checkpoint` returns. Plans and dataset.json are still to be checked.
+
+    Raises:
+        WeightsError: an entry is missing or has another type.
+    """
+    return checked(checkpoint["init_args"], InitArgs, f"{path}: init_args", error=WeightsError)
+
+
+def load_network(network: nn.Module, weights: Any, source: object) -> None:
+    """Fills a network from network_weights of a checkpoint of nnU-Net.
+
+    Args:
+        source: where they came from, and the start of the message.
+
+    Raises:
+        WeightsError: they do not fit by name, shape or kind of number, or hold one that is not finite.
+    """
+    if not (isinstance(weights, dict) and all(isinstance(name, str) for name in weights)):
+        raise WeightsError(f"{source}: network_weights does not map names to tensors.")
+    from nnunet_autosam2.architectures.seg_layers import with_current_names  # with torch, which takes seconds
+
+    own = network.state_dict()
+    weights = with_current_names(weights, own)
+    faults = {
+        "missing": [name for name in own if name not in weights],
+        "unknown": [name for name in weights if name not in own],
+    }
+    faults |= unusable(weights, own)
+    if problems := [f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names]:
+        raise WeightsError(f"{source} does not fit the network of the plans: {'; '.join(problems)}.")
+    network.load_state_dict(weights)
+
+
+def unusable(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Of the entries of a file that could take the place of those in `own`, those that cannot.
+
+    Returns:
+        Kind of fault → names, with what was found. A kind without a fault is not there.
+    """
+    import torch
+
+    floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    faults: dict[str, list[str]] = {}
+    for name in (name for name in own if name in state):
+        tensor, expected = state[name], own[name]
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            kind = type(tensor).__name__
+        elif tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        elif tensor.shape != expected.shape:
+            description = f"{name} (expected {list(expected.shape)}, found {list(tensor.shape)})"
+            faults.setdefault("of another shape", []).append(description)
+            continue
+        elif tensor.is_meta:
+            kind = "meta, without values"
+        elif (tensor.dtype in floats) != expected.is_floating_point() or tensor.is_complex() or tensor.is_quantized:
+            kind = str(tensor.dtype).removeprefix("torch.")
+        elif tensor.dtype in floats and not tensor.isfinite().all():
+            faults.setdefault("not finite", []).append(name)
+            continue
+        else:
+            continue
+        faults.setdefault("of another kind", []).append(f"{name} ({kind})")
+    return faults
+
+
 def require_nnunet_checkpoint(path: Path) -> dict[str, Any]:
     """Its content, as `read_nnunet_checkpoint`.
 
@@ -62,10 +144,28 @@ def _is_good(path: Path) -> bool:
     return True
 
 
-def training_seconds(checkpoint: Mapping[str, Any]) -> float:
-    """Of all epochs, wherever the training was interrupted; of what `read_nnunet_checkpoint` returns."""
-    log = checkpoint["logging"]
-    return sum(log["epoch_end_timestamps"]) - sum(log["epoch_start_timestamps"])
+class Log(BaseModel):
+    """What nnU-Net has written down of a training, a value an epoch."""
+
+    train_losses: list[float]
+    val_losses: list[float]
+    ema_fg_dice: list[float]
+    epoch_start_timestamps: list[float]
+    epoch_end_timestamps: list[float]
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs, wherever the training was interrupted."""
+        return sum(self.epoch_end_timestamps) - sum(self.epoch_start_timestamps)
+
+
+def training_log(checkpoint: Mapping[str, Any], path: Path) -> Log:
+    """Of what `read_nnunet_checkpoint` returns.
+
+    Raises:
+        WeightsError: an entry is missing or has another type.
+    """
+    return checked(checkpoint.get("logging"), Log, f"{path}: logging", error=WeightsError)
 
 
 def read_torch_file(
@@ -86,21 +186,38 @@ def read_torch_file(
     """
     import torch  # takes seconds, and finding weights does without
 
+    if fault := fault_of_file(Path(path)):
+        raise WeightsError(f"{printable(path, LINE)} {fault}. {expected}")
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise WeightsError(f"{path} is not a file. {expected}")
         with open(path, "rb") as file:
             start = file.read(16)
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist. {expected}") from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}. {expected}") from error
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip and (unpacked := _unpacked_bytes(path)) > os.path.getsize(path):
+        raise WeightsError(
+            f"{path} is refused: found an archive that would unpack to {unpacked:,} bytes, and torch.save does not "
+            f"compress. {expected}"
+        )
     try:
         with torch.serialization.safe_globals([*safe_globals]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch comments on what it refuses
-            return torch.load(
-                path, map_location=map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path)
-            )
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap and is_zip)
     except Exception as error:  # whatever other bytes lead to in torch's unpickler
         raise WeightsError(f"{path} is refused: found {_fault(Path(path), start, error)}. {expected}") from error
+
+
+def _unpacked_bytes(path: str | Path) -> int:
+    """Of all that a zip file says it holds; 0 where it is damaged, which torch finds as well."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return 0
 
 
 def _fault(path: Path, start: bytes, error: Exception) -> str:

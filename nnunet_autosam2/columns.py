@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+from nnunet_autosam2.text import printable
+
 
 def aligned(rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
     """One line a row, the header first. With `numbers` all columns but the first are flush right."""
-    table = list(rows)
+    table = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for row in table:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.json_files import shown
 
 PLANS_KEY = "autosam2"
 SAM2_MODELS = tuple(
@@ -42,6 +43,10 @@ POSITIVE = (
     "num_iterations_per_epoch",
     "num_val_iterations_per_epoch",
 )
+MOST = {"num_positive_points": 1000, "num_negative_points": 1000, "lora_rank": 1024, "sam2_image_size": 4096}
+"""Beyond these a machine has no memory for the network."""
+VALUE_SHOWN = 200
+"""Characters of a value in a message"""
 PIXELS_AT_ONCE = 16 * 512**2
 PIXELS_AT_ONCE_ON_GPU = {"autosam2": 80 * 512**2, "plans": 26 * 512**2}
 """By backbone: every chunk costs the time to launch its kernels, and memory; docs/performance.md has both."""
@@ -150,6 +155,8 @@ class AutoSAM2Config:
             self._require(key, getattr(self, key) >= 0, "0 or more")
         for key in POSITIVE:
             self._require(key, getattr(self, key) is None or getattr(self, key) > 0, "more than 0")
+        for key, most in MOST.items():
+            self._require(key, getattr(self, key) <= most, f"{most} or less")
         self._require(
             "sam2_image_size",
             self.sam2_image_size >= 64 and self.sam2_image_size % SAM2_SIZE_STEP == 0,
@@ -198,7 +205,23 @@ class AutoSAM2Config:
 
     def _require(self, key: str, fulfilled: bool, allowed: str) -> None:
         if not fulfilled:
-            raise ConfigurationError(f"{key} = {getattr(self, key)!r} is not possible: it has to be {allowed}.")
+            raise ConfigurationError(
+                f"{key} = {shown(repr(getattr(self, key)), VALUE_SHOWN)} is not possible: it has to be {allowed}."
+            )
+
+    def require_fits(self, channels: int, outputs: int) -> None:
+        """
+        Args:
+            channels: of the images.
+            outputs: of the network, a region or a class each, with background.
+
+        Raises:
+            ConfigurationError: `rgb_channels` or `class_weights` are not for such a data set.
+        """
+        there = f"channel numbers from 0 to {channels - 1}, which the data set has"
+        self._require("rgb_channels", self.rgb_channels is None or max(self.rgb_channels) < channels, there)
+        weights = f"null, or {outputs} numbers, one for each region, or for each class with background first"
+        self._require("class_weights", self.class_weights is None or len(self.class_weights) == outputs, weights)
 
     def updated(self, changes: Mapping[str, Any]) -> AutoSAM2Config:
         """A copy with `changes`; unknown keys raise ConfigurationError and name the nearest known one."""
@@ -207,14 +230,16 @@ class AutoSAM2Config:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f" Did you mean {near[0]}?" if near else f" Known keys: {', '.join(known)}."
-                raise ConfigurationError(f"{key} is not a parameter of AutoSAM2.{hint}")
+                raise ConfigurationError(f"{shown(key)} is not a parameter of AutoSAM2.{hint}")
         return replace(self, **changes)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoSAM2Config:
         """From the `autosam2` block of a plans configuration; missing keys keep their defaults."""
         if not isinstance(values, Mapping):
-            raise ConfigurationError(f"the {PLANS_KEY} block of the plans has to map keys to values, got {values!r}.")
+            raise ConfigurationError(
+                f"the {PLANS_KEY} block of the plans has to map keys to values, got {shown(repr(values), VALUE_SHOWN)}."
+            )
         return cls().updated(values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,7 +263,7 @@ def parse_assignments(assignments: tuple[str, ...] | list[str]) -> dict[str, Any
             raise ConfigurationError(f"{key} is given twice.")
         try:
             values[key] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             values[key] = {"True": True, "False": False, "None": None}.get(text, text)
     return values
 
@@ -250,22 +275,26 @@ def _coerce(key: str, annotation: str, value: Any) -> Any:
     if annotation.startswith("tuple"):
         number: type = int if "int" in annotation else float
         if not isinstance(value, (list, tuple)) or not value:
-            raise ConfigurationError(f"{key} = {value!r} is not possible: it has to be a list of numbers.")
+            raise ConfigurationError(
+                f"{key} = {shown(repr(value), VALUE_SHOWN)} is not possible: it has to be a list of numbers."
+            )
         return tuple(_coerce_number(key, number, item) for item in value)
     if annotation == "bool":
         if not isinstance(value, bool):
-            raise ConfigurationError(f"{key} = {value!r} is not possible: it has to be true or false.")
+            raise ConfigurationError(
+                f"{key} = {shown(repr(value), VALUE_SHOWN)} is not possible: it has to be true or false."
+            )
         return value
     if annotation.split()[0] == "str":
         if not isinstance(value, str):
-            raise ConfigurationError(f"{key} = {value!r} is not possible: it has to be text.")
+            raise ConfigurationError(f"{key} = {shown(repr(value), VALUE_SHOWN)} is not possible: it has to be text.")
         return value
     return _coerce_number(key, {"int": int, "float": float}[annotation.split()[0]], value)
 
 
 def _coerce_number(key: str, number: type, value: Any) -> int | float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or (number is int and value != int(value)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not is_number or (number is int and value != int(value)):
         kind = "a whole number" if number is int else "a number"
-        raise ConfigurationError(f"{key} = {value!r} is not possible: it has to be {kind}.")
+        raise ConfigurationError(f"{key} = {shown(repr(value), VALUE_SHOWN)} is not possible: it has to be {kind}.")
     return number(value)

@@ -3,11 +3,19 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from nnunet_autosam2.text import printable, printable_lines
+
 NAMES_SHOWN = 5
 
 
 class AutoSAM2Error(Exception):
-    """Base of every error that the command line shows as one line, without a traceback."""
+    """Base of every error that the command line shows as one line, without a traceback.
+
+    A message names what it found in files. Its text is made fit for a terminal here, wherever it was put together.
+    """
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
 
 class ConfigurationError(AutoSAM2Error):
@@ -35,8 +43,17 @@ class OutOfMemoryError(AutoSAM2Error, RuntimeError):
 
 def listed(items: Sequence[object]) -> str:
     """The first of them, and how many more there are."""
-    shown = ", ".join(map(str, items[:NAMES_SHOWN]))
+    shown = ", ".join(map(printable, items[:NAMES_SHOWN]))
     return shown if len(items) <= NAMES_SHOWN else f"{shown} and {len(items) - NAMES_SHOWN} more"
+
+
+def require_distinct(items: Sequence[object], what: str) -> None:
+    """
+    Raises:
+        ConfigurationError: one of them is there twice, as in "--folds: 0 is named twice: name it once."
+    """
+    if twice := [item for item in dict.fromkeys(items) if items.count(item) > 1]:
+        raise ConfigurationError(f"{what}: {listed(twice)} is named twice: name it once.")
 
 
 @contextmanager

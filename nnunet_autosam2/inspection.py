@@ -15,6 +15,7 @@ from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.log_odds import decisions
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.legend import region_colours
 from nnunet_autosam2.loading import Model, Volume
 from nnunet_autosam2.visualization import SliceView
 
@@ -70,6 +71,8 @@ def look_inside(
     masks = _masks(output, len(model.regions), network.config.region_based)
     if not model.is_trained:
         masks = {"SAM2": masks["SAM2"]}
+    of_regions = region_colours(model.dataset_json)
+    colours = [tuple(channel / 255 for channel in of_regions[name]) for name in model.regions]
     scores = {}
     if truth is not None:
         truth = truth[:, slices]
@@ -81,6 +84,7 @@ def look_inside(
         SliceView(
             volume.first_slice + int(position[k]),
             list(model.regions),
+            colours,
             rgb[k].cpu().numpy(),
             output.sam2.points[0, :, k].cpu().numpy(),
             output.sam2.labels[0, :, k].cpu().numpy(),

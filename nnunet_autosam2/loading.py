@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +16,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
+from nnunet_autosam2.checkpoint import init_args, load_network, read_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY
-from nnunet_autosam2.dataset_conversion.nifti import read_volume, unknown_labels
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
-from nnunet_autosam2.plans import read_json, require_configuration
+from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, unknown_labels, whole_labels
+from nnunet_autosam2.dataset_json import read_dataset_json
+from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError
+from nnunet_autosam2.files import require_file
+from nnunet_autosam2.plans import read_plans, require_configuration
+from nnunet_autosam2.text import printable
 from nnunet_autosam2.trainers.nnUNetTrainerAutoSAM2 import nnUNetTrainerAutoSAM2
 
 
@@ -61,20 +66,25 @@ def load_trained(folder: Path, fold: str, checkpoint: str) -> Model:
     """From a results folder of nnU-Net.
 
     Raises:
-        DatasetError: a file is missing, or a JSON file damaged.
-        WeightsError: the checkpoint is damaged or holds code.
+        DatasetError: a file is missing, or a JSON file damaged, or the plans name what is not nnU-Net's own.
+        WeightsError: the checkpoint is damaged, holds code, or does not fit the plans.
         ConfigurationError: the network has no SAM2.
     """
-    plans, dataset_json = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
-    path = folder / f"fold_{fold}" / checkpoint
+    plans_file, path = folder / "plans.json", folder / f"fold_{fold}" / checkpoint
+    plans, dataset_json = read_plans(plans_file), read_dataset_json(folder / "dataset.json")
     if not path.is_file():
         there = sorted(str(other.relative_to(folder)) for other in folder.glob("fold_*/*.pth"))
         raise DatasetError(f"{path} does not exist. There are: {', '.join(there) or 'no checkpoints'}.")
     content = read_nnunet_checkpoint(path)
-    trainer, configuration = content["trainer_name"], content["init_args"]["configuration"]
+    configuration = init_args(content, path).configuration
+    if PLANS_KEY not in require_configuration(configuration, plans, plans_file):
+        raise ConfigurationError(
+            f"{plans_file}: {configuration} has no {PLANS_KEY} block: AutoSAM2 has not trained it."
+        )
+    trainer = _find_hybrid_trainer(content["trainer_name"])
     description = f"{folder.name}, fold {fold}"
-    model = _build(plans, configuration, dataset_json, _find_hybrid_trainer(trainer), description, is_trained=True)
-    model.network.load_state_dict(content["network_weights"])
+    model = _build(plans, configuration, dataset_json, trainer, description, plans_file, is_trained=True)
+    load_network(model.network, content["network_weights"], path)
     return model
 
 
@@ -86,14 +96,14 @@ def build_untrained(plans_file: Path, configuration: str, trainer: str) -> Model
         ConfigurationError: the network has no SAM2, or there is no such configuration or trainer.
         WeightsError: SAM2's weights are missing or do not fit.
     """
-    plans, dataset_json = read_json(plans_file), read_json(plans_file.parent / "dataset.json")
+    plans, dataset_json = read_plans(plans_file), read_dataset_json(plans_file.parent / "dataset.json")
     require_configuration(configuration, plans, plans_file)
     trainer_class = _find_hybrid_trainer(trainer)
     config = trainer_class.resolve_config(plans, configuration, dataset_json)
     plans["configurations"][configuration][PLANS_KEY] = config.to_dict()
     description = f"untrained {trainer}, {configuration}"
     torch.manual_seed(0)  # the same pictures every time
-    model = _build(plans, configuration, dataset_json, trainer_class, description, is_trained=False)
+    model = _build(plans, configuration, dataset_json, trainer_class, description, plans_file, is_trained=False)
     model.network.load_sam2_weights()
     assert model.network.sam2_branch is not None
     torch.nn.init.zeros_(model.network.sam2_branch.bridge.scale)  # before it has learned anything it adds noise
@@ -137,10 +147,11 @@ def preprocess(case: Case, model: Model) -> Volume:
         DatasetError: a file cannot be read, lies on another grid, or has labels that the data set has not.
     """
     images, labels, properties = _read(case, model)
-    preprocessor = model.configuration.preprocessor_class(verbose=False)
-    data, labels, properties = preprocessor.run_case_npy(
-        images, labels, properties, model.plans, model.configuration, model.dataset_json
-    )
+    with _of_nnunet(f"{case.images[0]} cannot be preprocessed as the plans say"):
+        preprocessor = model.configuration.preprocessor_class(verbose=False)
+        data, labels, properties = preprocessor.run_case_npy(
+            images, labels, properties, model.plans, model.configuration, model.dataset_json
+        )
     truth = None
     if case.truth:
         truth = torch.from_numpy(np.concatenate([np.isin(labels, values) for values in model.regions.values()]))
@@ -157,9 +168,12 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
         ConfigurationError: nnU-Net finds none.
     """
     try:
-        return recursive_find_trainer_class_by_name(name)
-    except RuntimeError as error:
-        raise ConfigurationError(f"nnU-Net finds no trainer {name}. Is it installed? Run: autosam2 doctor") from error
+        found = recursive_find_trainer_class_by_name(name) if str(name).isidentifier() else None
+    except (RuntimeError, TypeError, AssertionError):  # nothing of this name, or something that is no trainer
+        found = None
+    if found is None:
+        raise ConfigurationError(f"nnU-Net finds no trainer {printable(name)}. Is it installed? Run: autosam2 doctor")
+    return found
 
 
 def _find_hybrid_trainer(name: str) -> type[nnUNetTrainerAutoSAM2]:
@@ -175,17 +189,20 @@ def _build(
     dataset_json: dict[str, Any],
     trainer: type[nnUNetTrainerAutoSAM2],
     description: str,
+    plans_file: Path,
     is_trained: bool,
 ) -> Model:
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
-    network = trainer.build_network_architecture(
-        manager,
-        settings,
-        determine_num_input_channels(manager, settings, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        enable_deep_supervision=False,
-    )
+    channels = determine_num_input_channels(manager, settings, dataset_json)
+    if len(settings.normalization_schemes) != channels:
+        raise DatasetError(
+            f"{plans_file} is for {len(settings.normalization_schemes)} channels, and the dataset.json beside it has "
+            f"{channels}."
+        )
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    with _of_nnunet(f"{plans_file}: the network of {configuration} cannot be built"):
+        network = trainer.build_network_architecture(manager, settings, channels, heads, enable_deep_supervision=False)
     if not network.config.uses_sam2:
         raise ConfigurationError(f"{description}: the network has no SAM2, and so there is nothing to show.")
     weights = "random" if network.config.sam2_checkpoint == "random" else "pretrained"
@@ -193,9 +210,26 @@ def _build(
     return Model(network, is_trained, manager, settings, dataset_json, description)
 
 
+@contextmanager
+def _of_nnunet(failure: str) -> Iterator[None]:
+    """Numbers of a plans file that pass each for itself may not go together; what fails then is nnU-Net or torch.
+
+    Raises:
+        DatasetError: anything that is not an error of ours.
+    """
+    try:
+        yield
+    except AutoSAM2Error:
+        raise
+    except Exception as error:
+        raise DatasetError(f"{failure} ({type(error).__name__}: {printable(str(error).strip())}).") from error
+
+
 def _read(case: Case, model: Model) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
     """Images [C, Z, Y, X], labels [1, Z, Y, X] and properties, by nnU-Net's reader, after a check of the files."""
     files = [*case.images, case.truth] if case.truth else case.images
+    for path in files:
+        require_file(path)
     if model.dataset_json["file_ending"].startswith(".nii"):
         grids = [read_volume(path)[0] for path in files]
         for path, grid in zip(files, grids, strict=True):
@@ -204,12 +238,13 @@ def _read(case: Case, model: Model) -> tuple[np.ndarray, np.ndarray | None, dict
     reader = model.plans.image_reader_writer_class()
     try:
         images, properties = reader.read_images([str(path) for path in case.images])
-        labels = reader.read_seg(str(case.truth))[0] if case.truth else None
+        labels = whole_labels(reader.read_seg(str(case.truth))[0]) if case.truth else None
     except Exception as error:  # every reader has its own family of exceptions
         raise DatasetError(f"{', '.join(map(str, files))} cannot be read together: {error}") from error
     manager = model.plans.get_label_manager(model.dataset_json)
     known = (*manager.all_labels, *([manager.ignore_label] if manager.has_ignore_label else ()))
     if labels is not None and (unknown := unknown_labels(labels, known)):
-        found, expected = (", ".join(f"{value:g}" for value in values) for values in (unknown, known))
-        raise DatasetError(f"{case.truth} has the labels {found}: the data set has {expected}.")
+        raise DatasetError(
+            f"{case.truth} has the labels {listed_labels(unknown)}: the data set has {listed_labels(known)}."
+        )
     return images, labels, properties

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
+from nnunet_autosam2.json_files import checked, read_json, shown
+from nnunet_autosam2.known_plans import Configuration, NamedByPlans, Plans
+
+OWN_ALONE = "Nothing of it was run. nnU-Net's own commands import and call what plans name."
 
 
 def find_plans(dataset: str, plans: str) -> Path:
@@ -44,29 +48,41 @@ def read_plans(path: Path) -> dict[str, Any]:
         DatasetError: as of `read_json`, or it is no plans file.
     """
     content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("configurations"), dict):
+    configurations = content.get("configurations") if isinstance(content, dict) else None
+    if not isinstance(configurations, dict) or not all(isinstance(each, dict) for each in configurations.values()):
         raise DatasetError(f"{path} has no configurations: it is not a plans file of nnU-Net.")
     return content
 
 
-def require_configuration(name: str, plans: Mapping[str, Any], path: Path) -> None:
-    """
+def require_configuration(name: str, plans: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """The configuration with all that it inherits, after a check of everything that nnU-Net would import, call or
+    compute with.
+
+    Args:
+        source: where the plans came from, for messages.
+
     Raises:
-        ConfigurationError: the plans, read from `path`, have no configuration of this name.
+        ConfigurationError: the plans have no configuration of this name.
+        DatasetError: an entry is missing, has another type, or names code that is not nnU-Net's own.
     """
+    checked(plans, Plans, source)
     if name not in plans["configurations"]:
-        there = ", ".join(plans["configurations"])
-        raise ConfigurationError(f"{name} is no configuration in {path}. It has: {there}.")
+        there = listed([shown(other) for other in plans["configurations"]])
+        raise ConfigurationError(f"{shown(name)} is no configuration in {source}. It has: {there}.")
+    try:
+        configuration = PlansManager(dict(plans)).get_configuration(name).configuration
+    except Exception as error:  # of nnU-Net, for whatever it does not find in older plans or in what is inherited
+        raise DatasetError(
+            f"{source}: configurations.{shown(name)} is incomplete ({type(error).__name__}: {shown(str(error))}). "
+            "Plan again, or name another configuration."
+        ) from error
+    checked(configuration, Configuration, f"{source}: configurations.{shown(name)}", OWN_ALONE)
+    return configuration
 
 
-def read_json(path: Path) -> Any:
+def require_known_parts(plans: Mapping[str, Any], source: object) -> None:
     """
     Raises:
-        DatasetError: there is no such file, or it is not JSON.
+        DatasetError: any configuration names code that is not nnU-Net's own.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} does not exist.") from error
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON: {error}.") from error
+    checked(plans, NamedByPlans, source, OWN_ALONE)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,9 +17,9 @@ from tqdm import tqdm
 from nnunet_autosam2.architectures.prompts import NEGATIVE, NOT_A_POINT, NUM_CORNERS, POSITIVE
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.staging import replaced_folder
+from nnunet_autosam2.text import printable
 
 PROMPTS = "SAM2's image and prompts"
-COLOURS = ("tab:cyan", "tab:orange", "tab:pink", "tab:olive", "tab:purple", "tab:brown")
 POINT: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "black", "markeredgewidth": 0.5}
 MARKERS: dict[int, dict[str, Any]] = {
     POSITIVE: {**POINT, "marker": "o", "color": "lime", "markersize": 4.5, "label": "positive point"},
@@ -33,6 +34,8 @@ class SliceView(NamedTuple):
 
     number: int
     regions: list[str]
+    colours: list[tuple[float, ...]]
+    """Red, green and blue of each region, 0 to 1"""
     rgb: np.ndarray
     """[S, S, 3], what enters SAM2's image encoder, 0 to 1"""
     points: np.ndarray
@@ -68,8 +71,10 @@ def write_pictures(views: Sequence[SliceView], case: str, numbering: str, subtit
     require_replaceable(folder, case)
     with replaced_folder(folder) as staged:
         for view in tqdm(views, desc="draw"):
-            figure = draw(view, f"{case}, slice {view.number} {numbering}\n{subtitle}")
-            figure.savefig(staged / f"{case}_slice_{view.number:03d}.png", dpi=DOTS_PER_INCH)
+            # Names of cases and regions are text, also where they look like formulas.
+            with rc_context({"text.parse_math": False}):
+                figure = draw(view, f"{printable(case)}, slice {view.number} {numbering}\n{subtitle}")
+                figure.savefig(staged / f"{case}_slice_{view.number:03d}.png", dpi=DOTS_PER_INCH)
 
 
 def draw(view: SliceView, title: str) -> Figure:
@@ -121,7 +126,7 @@ def _draw_prompts(panel: Axes, view: SliceView, region: int) -> str:
 
 def _draw_mask(panel: Axes, view: SliceView, region: int, column: str) -> str:
     """Returns the caption."""
-    colour = COLOURS[region % len(COLOURS)]
+    colour = view.colours[region]
     if (mask := view.masks[column][region]).any():
         panel.contourf(*_with_border(mask), levels=[0.5, 1.5], colors=[colour], alpha=0.35)
         panel.contour(*_with_border(mask), levels=[0.5], colors=[colour], linewidths=1.2)

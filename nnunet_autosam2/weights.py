@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-from nnunet_autosam2.checkpoint import read_torch_file
+from nnunet_autosam2.checkpoint import read_torch_file, unusable
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
 
@@ -38,6 +38,8 @@ VIDEO_MEMORY = frozenset(
 """Parts of SAM2 that track objects through a video; single slices do without them."""
 ONLY_IN_2_1 = frozenset({"no_obj_embed_spatial", "obj_ptr_tpos_proj"})
 """Those of them that SAM 2 lacks and SAM 2.1 has."""
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""What distributed data parallel, torch.compile and Lightning put before every name"""
 ARCHITECTURES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base-plus", (144, 48): "large"}
 """(Width of the patch embedding, number of blocks) of Hiera → size in the model's name."""
 MILLION_PARAMETERS = {"tiny": 39, "small": 46, "base-plus": 81, "large": 224}
@@ -73,18 +75,30 @@ def find(config: AutoSAM2Config) -> WeightsSource:
     if config.sam2_checkpoint == "random":
         return WeightsSource("random")
     if config.sam2_checkpoint != "auto":
-        path = Path(config.sam2_checkpoint).expanduser()
-        if not path.is_file():
+        path = expanded(config.sam2_checkpoint, "sam2_checkpoint = ")
+        if not os.path.isfile(path):
             raise WeightsError(f"sam2_checkpoint = {path} is not a file. {_remedies(config)}")
         return WeightsSource("config", path)
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
-        path = Path(named).expanduser()
-        path = path / hub_file(config.sam2_model)[1] if path.is_dir() else path
-        if not path.is_file():
+        path = expanded(named, f"{ENVIRONMENT_VARIABLE}=")
+        path = path / hub_file(config.sam2_model)[1] if os.path.isdir(path) else path
+        if not os.path.isfile(path):
             raise WeightsError(f"{ENVIRONMENT_VARIABLE}={named}: {path} is not a file. {_remedies(config)}")
         return WeightsSource("environment", path)
     in_cache = cached(config.sam2_model)
     return WeightsSource("cache", in_cache) if in_cache else WeightsSource("hub")
+
+
+def expanded(named: str, key: str) -> Path:
+    """`named` with the user's home in the place of `~`.
+
+    Raises:
+        WeightsError: there is no such user; `key` and `named` start the message.
+    """
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise WeightsError(f"{key}{named}: there is no home of {named.split('/')[0]}. Give the whole path.") from error
 
 
 def find_file(config: AutoSAM2Config) -> tuple[Path, str]:
@@ -149,28 +163,41 @@ def download(config: AutoSAM2Config) -> Path:
     raise _cannot_download(config, failure) from failure
 
 
+class Checkpoint(NamedTuple):
+    state: dict[str, Tensor]
+    """Parameter name → tensor on the CPU, under SAM2's own names"""
+    remark: str
+    """What was left out to get there; empty for the official layout"""
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Parameter name → tensor on the CPU, from a file in SAM2's layout `{"model": {name: tensor}}`.
+    """The tensors of `read_layout`, with a warning where it has left something out."""
+    checkpoint = read_layout(path)
+    if checkpoint.remark:
+        warnings.warn(f"{path}: {checkpoint.remark}.", stacklevel=2)
+    return checkpoint.state
+
+
+def read_layout(path: str | Path) -> Checkpoint:
+    """From a file in SAM2's layout `{"model": {name: tensor}}`, or one with the names and tensors alone. A prefix that
+    all names share, because the model was wrapped when it was saved, is left out.
 
     Raises:
         WeightsError: the file is missing, damaged, of another layout, or holds objects other than tensors,
             which could run code and are never loaded.
     """
-    import torch  # takes seconds, and finding weights does without
-
     expected = 'Expected a SAM2 checkpoint: {"model": {name: tensor}}, written by torch.save.'
     content = read_torch_file(path, expected)
-    if not isinstance(content, dict) or "model" not in content:
+    if not isinstance(content, dict) or ("model" not in content and not _maps_names_to_tensors(content)):
         found = f"the keys {_first(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise WeightsError(f"{path} is refused: found {found}. {expected}")
-    state = content["model"]
-    if not (
-        isinstance(state, dict)
-        and state
-        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
-    ):
+    state = content.get("model", content)
+    if not _maps_names_to_tensors(state):
         raise WeightsError(f'{path} is refused: "model" does not map names to tensors. {expected}')
-    return state
+    prefix = _shared_prefix(state)
+    remarks = ["names and tensors without model around them"] * (state is content)
+    remarks += [f"the prefix {prefix} of all names is left out"] * bool(prefix)
+    return Checkpoint({name.removeprefix(prefix): tensor for name, tensor in state.items()}, ", ".join(remarks))
 
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
@@ -190,28 +217,26 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) 
     """Fills `module`, which holds the parts of SAM2 that AutoSAM2 uses under SAM2's own names.
 
     The parts for video are left out of `state` if the module has none of them; everything else has to fit, or nothing
-    is loaded. Low-rank adapters in the module are not SAM2's and stay as they are.
+    is loaded. Low-rank adapters in the module are not SAM2's and stay as they are. Zeros alone are taken where the
+    module has them as well, and for a bias.
 
     Raises:
-        WeightsError: entries are missing, unknown or of another shape; `path` is named in the message.
+        WeightsError: entries are missing, unknown, of another shape or kind, not finite or all zeros; `path` is named
+            in the message.
     """
     state_of_module = module.state_dict()
     names = {_official_name(name): name for name in state_of_module if not _is_adapter(name)}
     own = {official: state_of_module[name] for official, name in names.items()}
     dropped = VIDEO_MEMORY if VIDEO_MEMORY.isdisjoint(_parts(own)) else frozenset()
     offered = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in dropped}
-    missing = [name for name in own if name not in offered]
-    unknown = [name for name in offered if name not in own]
-    reshaped = [
-        f"{name} (expected {list(own[name].shape)}, found {list(offered[name].shape)})"
-        for name in own
-        if name in offered and own[name].shape != offered[name].shape
-    ]
-    problems = [
-        f"{len(faults)} {kind}: {_first(faults)}"
-        for kind, faults in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
-        if faults
-    ]
+    faults = {
+        "missing": [name for name in own if name not in offered],
+        "unknown": [name for name in offered if name not in own],
+        **unusable(offered, own),
+    }
+    problems = [f"{len(names)} {kind}: {_first(names)}" for kind, names in faults.items() if names]
+    if not problems and (zeros := [name for name in own if _is_untrained(name, offered[name], own[name])]):
+        problems = [f"{len(zeros)} all zeros: {_first(zeros)}"]
     if problems:
         raise WeightsError(
             f"{path} does not fit the SAM2 model: expected {len(own)} entries, found {len(offered)}; "
@@ -241,8 +266,30 @@ def _remedies(config: AutoSAM2Config) -> str:
     )
 
 
+def _maps_names_to_tensors(content: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items())
+    )
+
+
+def _shared_prefix(names: Iterable[str]) -> str:
+    """Of all names, made of WRAPPERS in any order."""
+    prefix = ""
+    while more := next((each for each in WRAPPERS if all(name.startswith(prefix + each) for name in names)), None):
+        prefix += more
+    return prefix
+
+
 def _parts(names: Iterable[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
+
+
+def _is_untrained(name: str, tensor: Tensor, initial: Tensor) -> bool:
+    return not name.endswith("bias") and bool(initial.any()) and not bool(tensor.any())
 
 
 def _is_adapter(name: str) -> bool:

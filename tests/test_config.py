@@ -61,6 +61,12 @@ def test_every_model_of_the_sam2_package_is_known(model):
         ("sam2_checkpoint", ""),
         ("sam2_image_size", 500),
         ("sam2_image_size", 32),
+        ("sam2_image_size", 8192),
+        ("lora_rank", 10**9),
+        ("num_positive_points", 10**9),
+        ("fusion", "x" * 5000),
+        ("num_epochs", 10**400),
+        ("slice_fraction", 10**400),
         ("sam2_tuning", ["decoder"]),
         ("class_weights", []),
         ("class_weights", [0, 0]),
@@ -77,6 +83,7 @@ def test_impossible_values_are_named(key, value):
     assert message.startswith(f"{key} = ")
     assert "has to be" in message
     assert "\n" not in message
+    assert len(message) < 1000
 
 
 @pytest.mark.parametrize("slice_fraction", [0, 0.3, 0.6, 1])

@@ -1,3 +1,4 @@
+import os
 import shutil
 import stat
 import subprocess
@@ -6,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_autosam2 import staging
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.staging import remove_unfinished, replaced_file, resumable_folder, staged_folder, unfinished_state
+from nnunet_autosam2.staging import (
+    remove_unfinished,
+    replaced_file,
+    replaced_folder,
+    require_writable,
+    resumable_folder,
+    staged_folder,
+    unfinished_state,
+)
 
 
 def test_the_folder_appears_at_the_end_with_usual_permissions(tmp_path: Path):
@@ -145,3 +155,107 @@ def test_what_killed_processes_have_left_can_be_removed(tmp_path: Path):
     remove_unfinished(tmp_path)
     assert not left.exists()
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from nnunet_autosam2.staging import replaced_folder
+with replaced_folder(Path(sys.argv[1])) as staged:
+    (staged / "half").touch()
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def start_writing(target: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", KILLED, target], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_what_a_killed_process_has_left_goes_with_the_next(tmp_path: Path):
+    target = tmp_path / "target"
+    process = start_writing(target)
+    process.kill()
+    process.communicate()
+    assert {path.name for path in tmp_path.iterdir()} == {".target_unfinished", ".target.lock"}
+    with staged_folder(target) as staged:
+        (staged / "whole").touch()
+    assert list(tmp_path.iterdir()) == [target]
+    assert [path.name for path in target.iterdir()] == ["whole"]
+
+
+def test_what_was_to_be_replaced_comes_back(tmp_path: Path):
+    """Where the process was killed between the two renames."""
+    target, replaced = tmp_path / "target", tmp_path / ".target_unfinished" / "replaced"
+    replaced.mkdir(parents=True)
+    (replaced / "old").touch()
+
+    def fail() -> None:
+        with replaced_folder(target):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(staging, "PATIENCE", 0.3)
+    with start_writing(tmp_path / "target") as process:
+        with (
+            pytest.raises(DatasetError, match=r"Another process writes .*target: wait"),
+            staged_folder(tmp_path / "target"),
+        ):
+            pass
+        with staged_folder(tmp_path / "other"):
+            pass
+        process.kill()
+
+
+def test_what_another_process_has_finished_meanwhile_is_left_alone(tmp_path: Path):
+    """The second one waits for the lock, and then finds the folder."""
+    target = tmp_path / "target"
+    quick = KILLED.replace("time.sleep(60)", "time.sleep(1)")
+    with subprocess.Popen([sys.executable, "-c", quick, target], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        with pytest.raises(DatasetError, match="target is not empty"), staged_folder(target):
+            pass
+    assert [path.name for path in target.iterdir()] == ["half"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_somebody_else_has_put_there_is_refused(tmp_path: Path, kind: str):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    interrupt(tmp_path / "target", {}, "first")
+    below = tmp_path / ".target_unfinished" / "target" / "folder"
+    below.mkdir()
+    {"link": lambda path: path.symlink_to(elsewhere), "pipe": os.mkfifo, "folder": Path.mkdir}[kind](below / "x")
+    with pytest.raises(DatasetError, match=f"{below / 'x'} is a {kind}"), resumable_folder(tmp_path / "target", {}):
+        pass
+    if kind == "link":
+        with resumable_folder(tmp_path / "target", {}, {"folder/x": str(elsewhere)}):
+            pass
+        assert (tmp_path / "target" / "folder" / "x").is_symlink()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".target.lock").symlink_to("mine")
+    with pytest.raises(DatasetError, match="target cannot be written"), staged_folder(tmp_path / "target"):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_places_that_cannot_be_written_are_found_before_the_work(tmp_path: Path):
+    (tmp_path / "file").touch()
+    require_writable(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for place in (tmp_path / "file" / "below", Path("/proc/new")):
+        with pytest.raises(DatasetError, match="cannot be written"):
+            require_writable(place)

@@ -8,20 +8,23 @@ import numpy as np
 from scipy import stats
 
 from nnunet_autosam2.evaluation.brats_metrics import Scores
-from nnunet_autosam2.report.benchmark import score_of
+from nnunet_autosam2.evaluation.empty_regions import counted
+from nnunet_autosam2.report.benchmark import LEAST_CASES, score_of
 
 CONFIDENCE = 0.95
-RESAMPLES = 9999
 
 
 class Difference(NamedTuple):
     """Of the mean over cases, with what chance alone would make of it."""
 
     n: int
-    difference: float
-    low: float
-    high: float
-    """Bounds of the percentile bootstrap's 95 % confidence interval"""
+    dropped: int
+    """Of the cases that both have, those that do not count because neither has the region"""
+    difference: float | None
+    """None where no case counts"""
+    low: float | None
+    high: float | None
+    """Bounds of the 95 % confidence interval by Student's t; None below `LEAST_CASES`, or where all differ alike"""
     p: float | None
     """Two-sided Wilcoxon signed-rank test; None where no case differs"""
 
@@ -29,22 +32,34 @@ class Difference(NamedTuple):
 def compare(model: Scores, reference: Scores, region: str, metric: str) -> Difference | None:
     """`model` less `reference`; a region named `mean` is the mean over the regions of each case.
 
+    Regions that the truth lacks count as `empty_regions` says.
+
     Returns:
-        None with fewer than two cases in which both are defined.
+        None where they have no case in common.
     """
-    pairs = [
-        (mine, theirs)
-        for case in sorted(model.keys() & reference.keys())
-        if (mine := score_of(model[case], region, metric)) is not None
-        and (theirs := score_of(reference[case], region, metric)) is not None
-    ]
-    if len(pairs) < 2:
+    pairs = []
+    common = sorted(model.keys() & reference.keys())
+    for case in common:
+        mine, theirs = (score_of(scores, region, metric) for scores in counted([model[case], reference[case]]))
+        if mine is not None and theirs is not None:
+            pairs.append((mine, theirs))
+    if not common:
         return None
     differences = np.array([mine - theirs for mine, theirs in pairs])
-    if not differences.any():
-        return Difference(len(pairs), 0.0, 0.0, 0.0, None)
-    interval = stats.bootstrap(
-        (differences,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=0
-    ).confidence_interval
-    p = stats.wilcoxon(differences).pvalue
-    return Difference(len(pairs), *map(float, (differences.mean(), interval.low, interval.high, p)))
+    low, high = interval(differences)
+    return Difference(
+        n=len(pairs),
+        dropped=len(common) - len(pairs),
+        difference=float(differences.mean()) if pairs else None,
+        low=low,
+        high=high,
+        p=float(stats.wilcoxon(differences).pvalue) if differences.any() else None,
+    )
+
+
+def interval(differences: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """For their mean. Not by bootstrap, whose intervals are too short for few cases (docs/benchmark.md)."""
+    if differences.size < LEAST_CASES or not np.ptp(differences):
+        return None, None
+    low, high = stats.t.interval(CONFIDENCE, differences.size - 1, differences.mean(), stats.sem(differences))
+    return float(low), float(high)

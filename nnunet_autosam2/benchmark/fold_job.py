@@ -8,15 +8,21 @@ import re
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import submitit
 
+from nnunet_autosam2.benchmark.kept import Prediction, Training, read_kept
 from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.checkpoint import require_nnunet_checkpoint
+from nnunet_autosam2.errors import AutoSAM2Error
+from nnunet_autosam2.plans import read_plans, require_configuration
+from nnunet_autosam2.staging import set_aside
+from nnunet_autosam2.text import printable
 
 CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
 SHUTDOWN_SECONDS = 30
@@ -58,17 +64,22 @@ class FoldJob:
 
     @property
     def is_done(self) -> bool:
-        return self.is_validated and self._record("prediction").is_file()
+        return self.is_validated and self.prediction is not None
 
     @property
     def is_validated(self) -> bool:
         """nnU-Net writes the summary last."""
         return (self.folder / "validation" / "summary.json").is_file() and self._final.is_file()
 
-    def measured(self, what: str) -> dict[str, Any]:
-        """`training` or `prediction`; empty if that was not measured here."""
-        path = self._record(what)
-        return json.loads(path.read_text()) if path.is_file() else {}
+    @property
+    def training(self) -> Training | None:
+        """None if it was not measured here."""
+        return read_kept(self._record("training"), Training)
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """None if it was not measured here."""
+        return read_kept(self._record("prediction"), Prediction)
 
     def needs(self, other: FoldJob) -> bool:
         return self.fold == other.fold and self.model.needs(other.model)
@@ -83,17 +94,32 @@ class FoldJob:
             folder.mkdir(parents=True, exist_ok=True)
         try:
             with self._alone() as lock:
+                self._refuse_code()
                 if not self.is_validated:
                     self._train(lock)
-                if not self._record("prediction").is_file():
+                if self.prediction is None:
                     self._time(lock)
-        except CommandFailed as error:
+        except (CommandFailed, AutoSAM2Error) as error:
             return str(error)
+        except OSError as error:
+            return f"{error.filename or self.output} cannot be written: {error.strerror or error}"
         return None
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """submitit's way to put a job that a cluster has interrupted into the queue again."""
         return submitit.helpers.DelayedSubmission(self)
+
+    def _refuse_code(self) -> None:
+        """nnU-Net's commands run what is in checkpoints, and call what plans name.
+
+        Raises:
+            AutoSAM2Error: there is something of that in what is trained already.
+        """
+        plans = self.model.folder / "plans.json"
+        if plans.exists():
+            require_configuration(self.model.configuration, read_plans(plans), plans)
+        for name in self.whole_checkpoints():
+            require_nnunet_checkpoint(self.folder / name)
 
     def _train(self, lock: int) -> None:
         model = self.model
@@ -101,11 +127,20 @@ class FoldJob:
             "nnUNetv2_train", model.dataset, model.configuration, str(self.fold),
             "-tr", model.trainer, "-p", model.plans, "-device", self.device,
         ]  # fmt: skip
-        if self._final.is_file():
+        whole = self.whole_checkpoints()
+        if self._final.name in whole:
             command.append("--val")
-        elif any((self.folder / name).is_file() for name in CHECKPOINTS):
+        elif whole:
             command.append("--c")
         self._execute("measured", [str(self._record("training")), *command], command[0], lock)
+
+    def whole_checkpoints(self) -> list[str]:
+        """Names. Others are set aside: nnU-Net leaves a part of one on a full disk, and would never get past it."""
+        found = [path for name in (self._final.name, *CHECKPOINTS) if (path := self.folder / name).is_file()]
+        for path in found:
+            if not zipfile.is_zipfile(path):
+                set_aside(path, "is damaged")
+        return [path.name for path in found if path.is_file()]
 
     def _time(self, lock: int) -> None:
         record, cases = str(self._record("prediction")), json.dumps(self.images)
@@ -122,11 +157,14 @@ class FoldJob:
                 status = process.wait()
             except BaseException:
                 process.send_signal(signal.SIGINT)
-                process.wait(SHUTDOWN_SECONDS)
+                try:
+                    process.wait(SHUTDOWN_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
                 raise
         if status:
             said = next((line.strip() for line in reversed(self._end_of_log().split("\n")) if line.strip()), "nothing")
-            raise CommandFailed(f"{what} has ended with exit code {status}: {said} (log: {self.log})")
+            raise CommandFailed(f"{what} has ended with exit code {status}: {printable(said)} (log: {self.log})")
 
     def _end_of_log(self) -> str:
         """All of it may be megabytes, and `epoch` is asked every second."""

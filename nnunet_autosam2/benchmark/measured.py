@@ -5,11 +5,14 @@ Usage: python -m nnunet_autosam2.benchmark.measured RECORD COMMAND [ARGUMENT]...
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+
+from nnunet_autosam2.benchmark.kept import Training, read_kept
+from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.staging import replace_file
 
 
 def main() -> None:
@@ -19,8 +22,17 @@ def main() -> None:
     try:
         script.load()()
     finally:
-        before = json.loads(record.read_text())["peak_memory_bytes"] if record.exists() else 0
-        record.write_text(json.dumps({"peak_memory_bytes": max(before, peak_memory())}))
+        _keep(record, peak_memory())
+
+
+def _keep(record: Path, peak: int) -> None:
+    """The command counts, not this number: where the disk refuses it, that is said in the log, and all goes on."""
+    try:
+        before = read_kept(record, Training)
+        most = Training(peak_memory_bytes=max(peak, before.peak_memory_bytes if before else 0))
+        replace_file(record, most.model_dump_json())
+    except (OSError, DatasetError) as error:
+        print(f"The peak memory is not kept: {error}", file=sys.stderr)
 
 
 def peak_memory() -> int:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
-from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.dataset_json import read_dataset_json
+from nnunet_autosam2.errors import ConfigurationError, require_distinct
 from nnunet_autosam2.loading import find_trainer
-from nnunet_autosam2.plans import find_plans, read_json, read_plans, require_configuration
+from nnunet_autosam2.plans import find_plans, read_plans, require_configuration
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
 from nnunet_autosam2.trainers.backbone import BASELINE
 
@@ -50,12 +51,10 @@ def find_models(dataset: str, names: Sequence[str], plans: str, configuration: s
 
     Raises:
         ConfigurationError: there is no such trainer or configuration, or one is named twice.
-        DatasetError: there is no such dataset, or it has no such plans.
+        DatasetError: there is no such dataset, it has no such plans, or these name code that is not nnU-Net's own.
     """
     models = [_find_model(dataset, name, plans, configuration) for name in names]
-    for i, model in enumerate(models):
-        if model in models[:i]:
-            raise ConfigurationError(f"{model.name} is named twice: name it once.")
+    require_distinct([model.name for model in models], "--trainers")
     return models
 
 
@@ -74,10 +73,11 @@ def _find_model(dataset: str, name: str, plans: str, configuration: str) -> Mode
     path = find_plans(dataset, plans)
     content = read_plans(path)
     require_configuration(configuration, content, path)
+    dataset_json = read_dataset_json(path.parent / "dataset.json")
     trainer_class = find_trainer(trainer)
     fraction, starts_from_baseline = None, False
     if issubclass(trainer_class, nnUNetTrainerAutoSAM2):
-        config = trainer_class.resolve_config(content, configuration, read_json(path.parent / "dataset.json"))
+        config = trainer_class.resolve_config(content, configuration, dataset_json)
         fraction = config.slice_fraction if config.uses_sam2 else 0.0
         starts_from_baseline = config.backbone_checkpoint == "auto"
     return Model(path.parent.name, trainer, plans, configuration, fraction, starts_from_baseline)

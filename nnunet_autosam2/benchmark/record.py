@@ -13,14 +13,20 @@ from pathlib import Path
 
 from nnunet_autosam2.benchmark.comparison import compare
 from nnunet_autosam2.benchmark.fold_job import FoldJob
+from nnunet_autosam2.benchmark.kept import KeptScores, read_kept
 from nnunet_autosam2.benchmark.models import Model, titles
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_seconds
+from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_log
+from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
+from nnunet_autosam2.evaluation.challenges import rules
+from nnunet_autosam2.evaluation.empty_regions import RULE
 from nnunet_autosam2.evaluation.pairs import find_pairs
-from nnunet_autosam2.evaluation.regions import numbering_of_dataset
+from nnunet_autosam2.evaluation.regions import Numbering
+from nnunet_autosam2.files import entries
 from nnunet_autosam2.report import benchmark as report
-from nnunet_autosam2.report.tables import OVERLAP, Table, cost_table, score_table
+from nnunet_autosam2.report.tables import OVERLAP, Table, comparison_tables, cost_table, score_table
 from nnunet_autosam2.staging import replace_file
+from nnunet_autosam2.text import LINE, csv_cell, printable
 
 COMPARED = ("Dice", "HD95")
 CURVES = {"train_loss": "train_losses", "val_loss": "val_losses", "ema_fg_dice": "ema_fg_dice"}
@@ -32,6 +38,7 @@ def collect(
     jobs: Sequence[FoldJob],
     errors: Mapping[FoldJob, str],
     cases: Mapping[str, report.CaseFiles],
+    numbering: Numbering,
     challenge: str = "gli",
     num_processes: int | None = None,
 ) -> report.Benchmark:
@@ -39,18 +46,19 @@ def collect(
 
     Args:
         errors: of the jobs that have failed.
-        challenge: of BraTS, whose rules the scores follow.
+        numbering: of the data set's labels.
+        challenge: of BraTS, whose rules the scores of its regions follow.
         num_processes: cases to evaluate at a time.
 
-    Raises:
-        AutoSAM2Error: a prediction cannot be evaluated.
+    A fold with a file that cannot be used has that as its `error`, and the others go on.
     """
-    evaluated = partial(_evaluated, challenge=challenge, num_processes=num_processes)
+    evaluated = partial(_evaluated, numbering=numbering, challenge=challenge, num_processes=num_processes)
     by_title = dict(zip(titles(models), models, strict=True))
     records = [
         _model(title, model, [job for job in jobs if job.model == model], errors, evaluated)
         for title, model in by_title.items()
     ]
+    regions = sorted(numbering.regions) if numbering.is_brats else list(numbering.regions)
     scores = {record.title: {result.case: result.scores for result in record.results()} for record in records}
     found = {result.case for record in records for result in record.results()}
     return report.Benchmark(
@@ -60,7 +68,9 @@ def collect(
         created=datetime.now(timezone.utc),
         models=records,
         cases={case: files for case, files in cases.items() if case in found},
-        comparisons=list(_comparisons(scores)),
+        comparisons=list(_comparisons(scores, regions)),
+        regions=regions,
+        rules=[*rules(challenge, numbering.is_brats), RULE],
     )
 
 
@@ -70,9 +80,11 @@ def write(benchmark: report.Benchmark, output: Path) -> None:
     replace_file(output / "results.md", "\n\n".join(markdown(benchmark)) + "\n")
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(["model", "fold", "case", "region", *METRICS])
+    every = [result.scores for model in benchmark.models for result in model.results()]
+    metrics = [metric for metric in METRICS if any(metric in scores for case in every for scores in case.values())]
+    writer.writerow(["model", "fold", "case", "region", *metrics])
     writer.writerows(
-        [model.title, fold.fold, result.case, region, *map(scores.get, METRICS)]
+        [*map(csv_cell, (model.title, fold.fold, result.case, region)), *map(scores.get, metrics)]
         for model in benchmark.models
         for fold in model.folds
         for result in fold.cases
@@ -82,9 +94,13 @@ def write(benchmark: report.Benchmark, output: Path) -> None:
 
 
 def markdown(benchmark: report.Benchmark) -> Iterator[str]:
-    """Overlap and cost; the report has the rest."""
-    tables = [score_table(benchmark, OVERLAP, "Overlap with the truth, mean ± sd"), cost_table(benchmark)]
-    yield from (_markdown(table) for table in tables if table is not None)
+    """Warnings, overlap, differences and cost, and how they count; the report has the rest."""
+    yield from (f"**WARNING: {warning}**" for warning in benchmark.warnings)
+    overlap = score_table(benchmark, OVERLAP, "Overlap with the truth, mean ± sd")
+    for table in (overlap, *comparison_tables(benchmark), cost_table(benchmark)):
+        if table is not None:
+            yield _markdown(table)
+    yield "\n".join(benchmark.rules)
 
 
 def _markdown(table: Table) -> str:
@@ -100,7 +116,9 @@ def _markdown(table: Table) -> str:
         ]
         for row in table.rows
     ]
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+    cells_of_rows = [[printable(cell).replace("|", r"\|") for cell in cells] for cells in (header, *rows)]
+    cells_of_rows.insert(1, ["---"] * len(header))
+    lines = [f"| {' | '.join(cells)} |" for cells in cells_of_rows]
     return "\n".join([f"**{table.caption}**", "", *lines])
 
 
@@ -111,56 +129,70 @@ def _model(
     errors: Mapping[FoldJob, str],
     evaluated: Callable[[FoldJob], Scores],
 ) -> report.Model:
-    parameters = [found["parameters"] for job in jobs if (found := job.measured("prediction"))]
+    parameters = [found.parameters for job in jobs if (found := job.prediction)]
     return report.Model(
         title=title,
         trainer=model.trainer,
         configuration=model.configuration,
         slice_fraction=model.slice_fraction,
-        parameters=report.Parameters(**parameters[0]) if parameters else None,
+        parameters=parameters[0] if parameters else None,
         folds=[_fold(job, errors.get(job), evaluated) for job in jobs],
     )
 
 
 def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores]) -> report.Fold:
+    training, prediction = job.training, job.prediction
     fold = report.Fold(
         fold=job.fold,
         training_seconds=None,
-        peak_memory_bytes=job.measured("training").get("peak_memory_bytes"),
+        peak_memory_bytes=training.peak_memory_bytes if training else None,
         error=error,
     )
     if not job.is_validated:
         return fold
-    checkpoint = read_nnunet_checkpoint(job.folder / "checkpoint_final.pth")
-    log, fold.training_seconds = checkpoint["logging"], training_seconds(checkpoint)
-    fold.curves = report.Curves(**{name: list(map(float, log[key])) for name, key in CURVES.items()})
-    seconds = job.measured("prediction").get("seconds", {})
+    faults = [error] if error else []
+    scores: Scores = {}
+    try:
+        checkpoint = job.folder / "checkpoint_final.pth"
+        log = training_log(read_nnunet_checkpoint(checkpoint), checkpoint)
+        fold.training_seconds = log.seconds
+        fold.curves = report.Curves(**{name: getattr(log, key) for name, key in CURVES.items()})
+    except AutoSAM2Error as fault:
+        faults.append(str(fault))
+    try:
+        scores = evaluated(job)
+    except (AutoSAM2Error, OSError) as fault:
+        summary = job.folder / "validation" / "summary.json"
+        faults.append(f"{fault} If it is a prediction, remove {summary}, and the fold is validated again.")
+    fold.error = printable(" ".join(faults), LINE) if faults else None
+    seconds = prediction.seconds if prediction else {}
     fold.cases = [
         report.CaseResult(
             case=case,
             prediction=job.folder / "validation" / f"{case}.nii.gz",
             seconds=seconds.get(case),
-            scores=scores,
+            scores=of_case,
         )
-        for case, scores in evaluated(job).items()
+        for case, of_case in scores.items()
     ]
     return fold
 
 
-def _evaluated(job: FoldJob, challenge: str, num_processes: int | None) -> Scores:
+def _evaluated(job: FoldJob, numbering: Numbering, challenge: str, num_processes: int | None) -> Scores:
     """Kept from last time, unless nnU-Net has validated again since."""
-    kept = job.output / "scores" / f"{job.name}__{challenge}.json"
-    summary = job.folder / "validation" / "summary.json"
-    if not kept.is_file() or kept.stat().st_mtime < summary.stat().st_mtime:
-        kept.parent.mkdir(exist_ok=True)
-        numbering = numbering_of_dataset(job.model.folder / "dataset.json")
-        replace_file(kept, json.dumps(evaluate(find_pairs(job.folder).pairs, challenge, numbering, num_processes)))
-    return json.loads(kept.read_text())
+    file = job.output / "scores" / f"{job.name}__{challenge if numbering.is_brats else 'labels'}.json"
+    validated = max(path.stat().st_mtime for path in entries(job.folder / "validation"))
+    if file.is_file() and file.stat().st_mtime >= validated and (kept := read_kept(file, KeptScores)):
+        return kept
+    scores = evaluate(find_pairs(job.folder).pairs, challenge, numbering, num_processes)
+    file.parent.mkdir(exist_ok=True)
+    replace_file(file, json.dumps(scores))
+    return scores
 
 
-def _comparisons(scores: Mapping[str, Scores]) -> Iterator[report.Comparison]:
+def _comparisons(scores: Mapping[str, Scores], regions: Sequence[str]) -> Iterator[report.Comparison]:
     reference, *others = scores
-    for model, metric, region in product(others, COMPARED, (*report.REGIONS, report.MEAN)):
+    for model, metric, region in product(others, COMPARED, (*regions, report.MEAN)):
         difference = compare(scores[model], scores[reference], region, metric)
         if difference is not None:
             yield report.Comparison(

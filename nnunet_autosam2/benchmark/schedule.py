@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import submitit
@@ -13,6 +15,7 @@ from tqdm import tqdm
 
 from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.text import printable
 
 POLL_SECONDS = 1.0
 NO_LIMIT_MINUTES = 366 * 24 * 60
@@ -32,9 +35,6 @@ def run_jobs(
 
     Returns:
         What went wrong, of those that failed.
-
-    Raises:
-        ConfigurationError: there is no such cluster here.
     """
     waiting = list(jobs)
     errors: dict[FoldJob, str] = {}
@@ -52,8 +52,14 @@ def run_jobs(
                     ready = next((job for job in waiting if not any(job.needs(other) for other in unfinished)), None)
                     if ready is not None:
                         waiting.remove(ready)
-                        submission = _executor(executor, folder, ready.device, place, slurm).submit(ready)
-                        running[place] = ready, submission
+                        try:
+                            with _standard_error_into(folder / "submitit.log"):
+                                submission = _executor(executor, folder, ready.device, place, slurm).submit(ready)
+                        except Exception as refusal:  # of the cluster, which may refuse what sbatch is given
+                            errors[ready] = _one_line(refusal)
+                            bar.update()
+                        else:
+                            running[place] = ready, submission
                 bar.set_postfix_str(_state(job for job, _ in running.values()))
                 for place, (job, submission) in list(running.items()):
                     if executor == "debug" or submission.done():
@@ -70,6 +76,15 @@ def run_jobs(
     return errors
 
 
+def require_executor(name: str, slurm: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ConfigurationError: there is no such cluster here, or submitit does not know a parameter of `slurm`.
+    """
+    with TemporaryDirectory() as folder:
+        _executor(name, Path(folder), "cpu", 0, slurm)
+
+
 def _executor(name: str, folder: Path, device: str, place: int, slurm: Mapping[str, Any]) -> submitit.AutoExecutor:
     try:
         executor = submitit.AutoExecutor(folder, cluster=name)
@@ -83,16 +98,35 @@ def _executor(name: str, folder: Path, device: str, place: int, slurm: Mapping[s
             gpus = [int(gpu) for gpu in visible.split(",")] if visible else list(range(place + 1))
             executor.update_parameters(gpus_per_node=1, local_visible_gpus=[gpus[place % len(gpus)]])
     except (RuntimeError, NameError, ValueError, TypeError) as error:
-        raise ConfigurationError(f"The executor {name} cannot be used: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"The executor {name} cannot be used: {reason}") from error
     return executor
+
+
+@contextmanager
+def _standard_error_into(file: Path) -> Iterator[None]:
+    """Of processes that start meanwhile. submitit's own ends with a traceback whenever a job is stopped."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kept = os.dup(2)
+    try:
+        with file.open("ab") as log:
+            os.dup2(log.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _outcome(submission: submitit.Job) -> str | None:
     try:
         return submission.result()
     except Exception as error:  # of the job, of submitit, or of the cluster
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[-1] if lines else 'no reason given'}"
+        return _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {printable(lines[-1]) if lines else 'no reason given'}"
 
 
 def _state(running: Any) -> str:

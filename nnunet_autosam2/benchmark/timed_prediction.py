@@ -15,7 +15,11 @@ from tempfile import TemporaryDirectory
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_autosam2.benchmark.kept import Prediction
 from nnunet_autosam2.benchmark.measured import peak_memory
+from nnunet_autosam2.errors import exit_on_user_error
+from nnunet_autosam2.report.benchmark import Parameters
+from nnunet_autosam2.staging import replace_file
 
 
 def main() -> None:
@@ -29,15 +33,16 @@ def main() -> None:
             predictor.predict_from_files_sequential([images], [str(Path(output, case))])
             seconds[case] = time.perf_counter() - start
     parameters = list(predictor.network.parameters())
-    content = {
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory(),
-        "parameters": {
-            "all": sum(parameter.numel() for parameter in parameters),
-            "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        },
-    }
-    Path(record).write_text(json.dumps(content))
+    measured = Prediction(
+        seconds=seconds,
+        peak_memory_bytes=peak_memory(),
+        parameters=Parameters(
+            all=sum(parameter.numel() for parameter in parameters),
+            trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        ),
+    )
+    with exit_on_user_error():
+        replace_file(Path(record), measured.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from nnunet_autosam2.errors import DatasetError, TrainingError, require_distinct
 from nnunet_autosam2.evaluation.challenges import CHALLENGES
 
 
@@ -75,30 +76,42 @@ def command(
     evaluate_only: bool,
     viewer_cases: int,
 ) -> None:
-    """Train each trainer on each fold with nnU-Net's commands, unless that is done, evaluate its validation by the
-    BraTS metrics, and write tables, statistics and a report with a viewer.
+    """Train each trainer on each fold with nnU-Net's commands, unless that is done, evaluate its validation (BraTS by
+    the metrics of its challenges, other labels by MONAI), and write tables, statistics and a report with a viewer.
 
     It can be stopped at any time: started again, it goes on. A fold that fails is reported and does not stop the rest.
     """
+    require_distinct(folds, "--folds")
     parameters = _slurm_parameters(slurm)
     # These take seconds to import.
     from nnunet_autosam2.benchmark import record
-    from nnunet_autosam2.benchmark.dataset import find_cases, find_splits
+    from nnunet_autosam2.benchmark.dataset import find_cases, find_labels, find_numbering, find_splits
     from nnunet_autosam2.benchmark.fold_job import FoldJob
     from nnunet_autosam2.benchmark.models import find_models
-    from nnunet_autosam2.benchmark.schedule import run_jobs
+    from nnunet_autosam2.benchmark.schedule import require_executor, run_jobs
+    from nnunet_autosam2.dataset_conversion.patients import leaks
     from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
     from nnunet_autosam2.inspection import find_device
     from nnunet_autosam2.report.write import require_viewer, write_report
+    from nnunet_autosam2.staging import require_writable
 
-    require_brats_evaluation()
     if viewer_cases:
         require_viewer()
+    if not evaluate_only:
+        require_executor(executor, parameters)
     models = find_models(dataset, trainers, plans, configuration)
+    numbering = find_numbering(models)
+    if numbering.is_brats:
+        require_brats_evaluation()
     if executor != "slurm":
         find_device(device)
-    splits, cases = find_splits(models[0].dataset, folds), find_cases(models[0].dataset)
+    cases = find_cases(models[0].dataset)
+    splits = find_splits(models[0].dataset, folds, cases)
+    warnings = list(leaks(splits, folds))
+    for warning in warnings:
+        click.secho(f"WARNING: {warning}", fg="red", bold=True, err=True)
     output = (output or Path(f"benchmark_{models[0].dataset}")).absolute()
+    require_writable(output)
     output.mkdir(parents=True, exist_ok=True)
     jobs = [
         FoldJob(
@@ -118,14 +131,27 @@ def command(
             errors = run_jobs(unfinished, executor, at_once or _places(executor, device), output / "jobs", parameters)
         except KeyboardInterrupt:
             _stop()
-    benchmark = record.collect(models, jobs, errors, cases, challenge, num_processes)
+        except OSError as error:
+            raise TrainingError(f"{output / 'jobs'} cannot be written: {error}. Start it again to go on.") from error
+    benchmark = record.collect(models, jobs, errors, cases, numbering, challenge, num_processes)
+    benchmark.warnings, benchmark.labels = warnings, find_labels(benchmark.dataset)
     record.write(benchmark, output)
     click.echo("\n\n".join(record.markdown(benchmark)))
-    index = write_report(output, viewer_cases)
+    try:
+        index = write_report(output, viewer_cases)
+    except DatasetError as error:
+        if not viewer_cases:
+            raise
+        click.echo(f"No viewer: {error}", err=True)
+        index = write_report(output, 0)
     click.echo(f"\nReport: {index} (it opens by itself, without a server)")
-    if errors:
-        lines = [f"{job.name}: {error}" for job, error in errors.items()]
-        raise click.ClickException("\n".join([f"{len(errors)} of {len(jobs)} folds are missing.", *lines]))
+    missing = [
+        f"{model.name}__fold_{fold.fold}: {fold.error}"
+        for model, of_model in zip(models, benchmark.models, strict=True)
+        for fold in of_model.failed
+    ]
+    if missing:
+        raise TrainingError("\n".join([f"{len(missing)} of {len(jobs)} folds are missing.", *missing]))
 
 
 def _slurm_parameters(assignments: tuple[str, ...]) -> dict[str, Any]:
@@ -134,6 +160,8 @@ def _slurm_parameters(assignments: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = assignment.partition("=")
         if not key or not equals:
             raise click.BadParameter(f"{assignment} is not KEY=VALUE.", param_hint="--slurm")
+        if key in parameters:
+            raise click.BadParameter(f"{key} is given twice: give it once.", param_hint="--slurm")
         parameters[key] = int(value) if value.isdecimal() else value
     return parameters
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config, parse_assignments
+from nnunet_autosam2.dataset_json import read_dataset_json
 from nnunet_autosam2.errors import ConfigurationError
-from nnunet_autosam2.plans import find_plans, read_plans
+from nnunet_autosam2.plans import find_plans, read_plans, require_configuration
 from nnunet_autosam2.staging import replace_file
+from nnunet_autosam2.weights import expanded
 
+FILES = ("sam2_checkpoint", "backbone_checkpoint")
 MIN_FEATURE_MAP_SIZE = 4  # as nnU-Net's planner
 MIN_STAGES = 3  # nnU-Net's deep supervision gives the coarsest output no weight, so there have to be two
 
@@ -58,13 +62,17 @@ def command(
     ):
         if value is not None and value < 1:
             raise ConfigurationError(f"{option} = {value} is not possible: it has to be 1 or more.")
-    changes = parse_assignments(assignments)
+    changes = {key: _whole_path(key, value) for key, value in parse_assignments(assignments).items()}
     path = find_plans(dataset, plans)
     content = read_plans(path)
     inherited = _base_configuration(content, base, path)
     _require_new_name(name, content, path)
     block = inherited.get(PLANS_KEY, {})
-    validated = AutoSAM2Config.from_dict(block).updated(changes).to_dict()
+    config = AutoSAM2Config.from_dict(block).updated(changes)
+    dataset_json = read_dataset_json(path.parent / "dataset.json")
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    config.require_fits(len(channels), PlansManager(content).get_label_manager(dataset_json).num_segmentation_heads)
+    validated = config.to_dict()
 
     added: dict[str, Any] = {"inherits_from": base}
     if batch_size is not None:
@@ -98,16 +106,10 @@ def refit_architecture(
         max_features: upper limit at any stage. None: as planned.
 
     Raises:
-        ConfigurationError: the patch is too small or not divisible by the strides, or the network is not one
-            of nnU-Net's U-Nets.
+        ConfigurationError: the patch is too small or not divisible by the strides.
     """
     architecture = configuration["architecture"]
     planned = architecture["arch_kwargs"]
-    if not {"n_stages", "strides", "kernel_sizes", "features_per_stage"} <= planned.keys():
-        raise ConfigurationError(
-            f"{architecture['network_class_name']} is not one of nnU-Net's U-Nets: "
-            "its patch and features cannot be changed here."
-        )
     strides, kernel_sizes = planned["strides"], planned["kernel_sizes"]
     if patch_size:
         strides, kernel_sizes = _topology(configuration["spacing"], patch_size, planned["n_stages"])
@@ -160,15 +162,22 @@ def _topology(
     return strides, [*kernels, [3] * len(patch_size)]
 
 
+def _whole_path(key: str, value: Any) -> Any:
+    """Of a file, which a training may look for from another folder; other values as they are."""
+    if key not in FILES or not isinstance(value, str) or value in ("", "auto", "random"):
+        return value
+    path = os.path.abspath(expanded(value, f"{key} = "))
+    if not os.path.isfile(path):
+        raise ConfigurationError(f"{key} = {value} is not possible: {path} is not a file.")
+    return path
+
+
 def _base_configuration(content: dict[str, Any], base: str, path: Path) -> dict[str, Any]:
     """With everything that it inherits itself."""
     known = content["configurations"]
     if base not in known:
         raise ConfigurationError(f"--base {base} is not in {path}. It has: {', '.join(known)}.")
-    try:
-        configuration = PlansManager(content).get_configuration(base).configuration
-    except (RuntimeError, ValueError) as error:
-        raise ConfigurationError(f"--base {base} in {path} inherits from nothing that exists: {error}") from error
+    configuration = require_configuration(base, content, path)
     if len(configuration["patch_size"]) != 3:
         raise ConfigurationError(f"--base {base} is two-dimensional: AutoSAM2 needs a 3D configuration.")
     if configuration.get("previous_stage"):

@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
+from nnunet_autosam2.errors import listed
+from nnunet_autosam2.text import LINE, printable
 
 
 @click.command()
@@ -29,8 +31,8 @@ def command(
     """Convert SOURCE, a BraTS release or the Decathlon's Task01_BrainTumour, to an nnU-Net raw dataset.
 
     SOURCE holds the case folders, directly or one level deeper, or the Decathlon's imagesTr. Cases without
-    segmentation become test cases. Everything is checked first; where something is wrong, nothing is written.
-    After an interruption the same command goes on where it stopped.
+    segmentation become test cases. Everything is checked first; where something is wrong, no data set is written.
+    After an interruption the same command goes on where it stopped, and does not check again what has stayed the same.
     """
     from nnunet_autosam2.dataset_conversion.brats import convert_brats
 
@@ -42,10 +44,16 @@ def command(
     click.echo(f"Release: {dataset.release.name}, {dataset.release.title} ({origin})")
     click.echo(f"{dataset.folder}: channels {', '.join(dataset.channels)}")
     click.echo(f"Training cases, in imagesTr and labelsTr: {len(dataset.training_cases)}")
+    for line in dataset.folds:
+        click.secho(line, fg="red" if line.startswith("WARNING") else None)
     if dataset.test_cases:
-        names = ", ".join(dataset.test_cases)
+        names = ", ".join(map(printable, dataset.test_cases))
         click.echo(f"Test cases, in imagesTs because they have no segmentation: {len(dataset.test_cases)} ({names})")
     if dataset.left_out:
-        click.echo(f"Left out, with --skip-invalid: {len(dataset.left_out)} ({', '.join(dataset.left_out)})")
+        click.echo(
+            f"Left out, with --skip-invalid: {len(dataset.left_out)} ({', '.join(map(printable, dataset.left_out))})"
+        )
         for lines in dataset.left_out.values():
-            click.echo("\n".join(f"  {line}" for line in lines))
+            click.echo("\n".join(f"  {printable(line, LINE)}" for line in lines))
+    if dataset.empty:
+        click.echo(f"Empty folders, which are no cases: {len(dataset.empty)} ({listed(dataset.empty)})")

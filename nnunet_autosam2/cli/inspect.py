@@ -10,6 +10,7 @@ import click
 
 from nnunet_autosam2.columns import aligned
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
+from nnunet_autosam2.text import LINE, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,18 +23,25 @@ def command(checkpoint: Path, tensors: bool) -> None:
     """Show trainer, configuration, progress and shapes of CHECKPOINT, a file that nnU-Net has written.
 
     nnU-Net itself unpickles checkpoints, which may run code that is in them. This command reads the same file and
-    refuses it, with exit code 1, if there is anything in it but tensors, numbers, text and containers.
+    refuses it, with exit code 1, if there is anything in it but tensors, numbers, text and containers, or if its plans,
+    or plans.json of the results folder that it lies in, name code that is not nnU-Net's own.
     """
     from torch import is_tensor
 
     from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
+    from nnunet_autosam2.plans import read_plans, require_known_parts
 
     content = read_nnunet_checkpoint(checkpoint)
     for title, value in _facts(content):
-        click.echo(f"{title:<14} {value}")
+        click.echo(f"{title:<14} {printable(value, LINE)}")
     click.echo()
     weights = {str(name): value for name, value in _mapping(content["network_weights"]).items() if is_tensor(value)}
     click.echo(aligned(_every_tensor(weights) if tensors else _parts(weights), numbers=True))
+    plans = _mapping(_mapping(content["init_args"]).get("plans"))
+    require_known_parts(plans, f"{checkpoint}: plans")
+    beside = checkpoint.absolute().parent.parent / "plans.json"  # which a prediction reads in their place
+    if beside.exists():
+        require_known_parts(read_plans(beside), beside)
 
 
 def _facts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

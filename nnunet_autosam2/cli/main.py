@@ -1,11 +1,22 @@
 """The `autosam2` command: one sub-command a file, imported only when it is called."""
 
 import importlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
 from nnunet_autosam2.errors import AutoSAM2Error
+from nnunet_autosam2.text import printable
 
+PATH_SHOWN = 500
+"""Characters"""
 COMMANDS = {
     "doctor": "doctor",
     "weights": "weights",
@@ -36,9 +47,46 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context):
         try:
-            return super().invoke(ctx)
+            with _signals_end_in_order():
+                return super().invoke(ctx)
         except AutoSAM2Error as error:
             raise click.ClickException(str(error)) from error
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """What the system refuses is one line, too: a name that is too long, a full disk below standard output."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal without ±, and text that is none
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            refused = "standard output or a file" if error.filename is None else printable(error.filename, PATH_SHOWN)
+            click.echo(f"Error: {refused}: {error.strerror or error}.", err=True)
+            try:
+                sys.stdout.flush()
+            except OSError:  # Python would try once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+
+
+@contextmanager
+def _signals_end_in_order() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed, end a command as Ctrl-C does: with its processes, and without
+    what it has not finished. The exit code is the shell's, 143 or 129.
+    """
+    usual = {
+        name: signal.signal(name, _end)
+        for name in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(name) is signal.SIG_DFL  # and not ignored, as by nohup
+    }
+    try:
+        yield
+    finally:
+        for name, handler in usual.items():
+            signal.signal(name, handler)
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import click
 
 from nnunet_autosam2.config import PLANS_KEY
-from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.errors import ConfigurationError, DatasetError, WeightsError
+from nnunet_autosam2.staging import staged_folder
 
 KEPT = ("trainer_name", "init_args", "inference_allowed_mirroring_axes")
 """Of a checkpoint, beside the weights: what a prediction reads. The state of the optimiser fits the adapters alone."""
@@ -31,16 +31,16 @@ def command(model: Path, output: Path, checkpoint: str) -> None:
         raise DatasetError(f"{output} exists already: choose another folder.")
     if not output.absolute().parent.is_dir():
         raise DatasetError(f"{output.absolute().parent} is not a folder: make it first.")
-    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}_") as folder:
-        unfinished = Path(folder) / output.name
+    from nnunet_autosam2.plans import read_plans  # with torch, which takes seconds
+
+    with staged_folder(output) as unfinished:
         for fold in folds:
-            (unfinished / fold.name).mkdir(parents=True)
+            (unfinished / fold.name).mkdir()
             configuration = _merge(model, fold.name, checkpoint, unfinished)
         shutil.copy(model / "dataset.json", unfinished)
-        plans = json.loads((model / "plans.json").read_text())
+        plans = read_plans(model / "plans.json")
         plans["configurations"][configuration][PLANS_KEY]["sam2_tuning"] = "decoder"
         (unfinished / "plans.json").write_text(json.dumps(plans, indent=4))
-        unfinished.rename(output)
     click.echo(f"{output}: {len(folds)} fold{'s' if len(folds) > 1 else ''} without adapters")
 
 
@@ -57,6 +57,12 @@ def _merge(model: Path, fold: str, checkpoint: str, output: Path) -> str:
         raise ConfigurationError(f"{model} was not trained with sam2_tuning=lora: there is nothing to merge.")
     merge_adapters(network)
     trained = read_nnunet_checkpoint(model / fold / checkpoint)
+    if missing := [key for key in KEPT if key not in trained]:
+        raise WeightsError(f"{model / fold / checkpoint} lacks {', '.join(missing)}, which a prediction needs.")
     kept = {key: trained[key] for key in KEPT}
-    torch.save({"network_weights": network.state_dict(), **kept}, output / fold / checkpoint)
+    path = output / fold / checkpoint
+    try:
+        torch.save({"network_weights": network.state_dict(), **kept}, path)
+    except RuntimeError as error:  # torch's, in the place of the system's
+        raise DatasetError(f"{path} cannot be written: {str(error).splitlines()[0]}.") from error
     return trained["init_args"]["configuration"]

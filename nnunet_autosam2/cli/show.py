@@ -64,10 +64,12 @@ def command(
     from nnunet_autosam2.inspection import find_device, look_inside
     from nnunet_autosam2.loading import build_untrained, find_case, load_trained, preprocess
     from nnunet_autosam2.plans import find_plans
+    from nnunet_autosam2.staging import require_writable
     from nnunet_autosam2.visualization import require_replaceable, write_pictures
 
     output = output or Path(f"autosam2_{case.name}")
     require_replaceable(output, case.name)
+    require_writable(output.absolute().parent)
     torch_device = find_device(device)
     if results is not None:
         model = load_trained(results, fold, checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from nnunet_autosam2 import weights
 from nnunet_autosam2.columns import aligned
 from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config, parse_assignments
 from nnunet_autosam2.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 DEFAULT = AutoSAM2Config.sam2_model
 
@@ -49,16 +53,16 @@ def get(model: str) -> None:
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--model", metavar="NAME", help="Model to check against. Default: the one that FILE looks like.")
 def verify(file: Path | None, model: str | None) -> None:
-    """Check that a file fits its model.
+    """Check that a training can start from a file.
 
-    Every name and shape in FILE, an official or fine-tuned checkpoint of SAM2, has to be that of the model. Without
-    FILE, what `autosam2 weights where` finds is checked against NAME or the default model.
+    Every name, shape and kind of number in FILE, an official or fine-tuned checkpoint of SAM2, has to be that of the
+    model. Without FILE, what `autosam2 weights where` finds is checked against NAME or the default model.
     """
     if file is None or model:
         config = AutoSAM2Config(sam2_model=model or DEFAULT)
         model = config.sam2_model
         file = file or weights.find_file(config)[0]
-    state = weights.read_checkpoint(file)
+    state, remark = weights.read_layout(file)
     model = model or weights.recognise(state)
     if model is None:
         raise WeightsError(
@@ -67,17 +71,23 @@ def verify(file: Path | None, model: str | None) -> None:
         )
     from nnunet_autosam2.architectures.sam2_model import SAM2
 
-    has_memory = any(_is_memory(name) for name in state)
-    sam2 = SAM2.build(model, AutoSAM2Config.sam2_image_size, memory=has_memory)
+    sam2 = SAM2.build(model, AutoSAM2Config.sam2_image_size)
     weights.load_into(sam2, state, file)
-    parameters = {name: parameter.numel() for name, parameter in sam2.named_parameters()}
-    memory = sum(count for name, count in parameters.items() if _is_memory(name))
-    click.echo(f"{file} fits {model}: {len(state)} tensors, {sum(parameters.values()):,} parameters.")
-    click.echo(
-        f"{memory:,} of them are SAM2's memory for videos, which only propagation=memory uses."
-        if has_memory
-        else "SAM2's memory for videos is not in it, which propagation=memory needs."
-    )
+    memory = "SAM2's memory for videos is not in it, which propagation=memory needs."
+    if any(_is_memory(name) for name in state):
+        whole = SAM2.build(model, AutoSAM2Config.sam2_image_size, memory=True)
+        try:
+            weights.load_into(whole, state, file)
+        except WeightsError as error:
+            memory = f"It serves propagation=linear, and not memory: {error}"
+        else:
+            added = _parameters(whole) - _parameters(sam2)
+            memory = f"{added:,} of them are SAM2's memory for videos, which only propagation=memory uses."
+            sam2 = whole
+    click.echo(f"{file} fits {model}: {len(state)} tensors, {_parameters(sam2):,} parameters.")
+    if remark:
+        click.echo(f"It is not quite in SAM2's layout: {remark}.")
+    click.echo(memory)
 
 
 @command.command()
@@ -108,6 +118,10 @@ def _where(model: str) -> str:
     except WeightsError:
         return f"not in {weights.ENVIRONMENT_VARIABLE}={os.environ[weights.ENVIRONMENT_VARIABLE]}"
     return source.description if source.path else "not here"
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _is_memory(name: str) -> bool:

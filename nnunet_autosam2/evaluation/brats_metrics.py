@@ -1,4 +1,4 @@
-"""Scores by `brats-evaluation`, the package of the BraTS challenges.
+"""Scores: of BraTS by `brats-evaluation`, the package of the challenges, of other labels by `label_metrics`.
 
 The regions are cut out and renumbered, then everything is the package's: its configuration of the challenge, panoptica,
 and its parser, which also says what an empty region counts. IoU and sensitivity, which it lacks, are voxel counts.
@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
@@ -24,18 +24,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm.contrib.concurrent import process_map, thread_map
+from tqdm.contrib.concurrent import thread_map
 
-from nnunet_autosam2.dataset_conversion.nifti import read_volume, unknown_labels
+from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, unknown_labels
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError, OutOfMemoryError
-from nnunet_autosam2.evaluation.challenges import CHALLENGES, FOUND_LESION, LARGEST_DISTANCE, SMALL_LESION
+from nnunet_autosam2.evaluation.challenges import CHALLENGES, FOUND_LESION, LARGEST_DISTANCE, SMALL_LESION, TOLERANCE
 from nnunet_autosam2.evaluation.pairs import Pair
 from nnunet_autosam2.evaluation.regions import NUMBERINGS, REGIONS, Numbering
+from nnunet_autosam2.workers import process_map
 
 Scores = dict[str, dict[str, dict[str, "float | None"]]]
 """`[case][region][metric]`; None where it is not defined."""
 METRICS = ("Dice", "IoU", "HD95", "NSD", "Sensitivity", "Lesion-wise Dice", "Lesion-wise NSD", "Lesion-wise HD95")
-"""HD95 in mm, the others from 0 to 1."""
+"""HD95 in mm, the others from 0 to 1. Labels other than BraTS's have the first four."""
 COLUMNS_OF_PARSER = {
     "Dice": "global_dsc",
     "HD95": "global_hd95",
@@ -53,10 +54,11 @@ def evaluate(
     numbering: Numbering = NUMBERINGS["nnunet"],
     num_processes: int | None = None,
 ) -> Scores:
-    """Scores of every case in WT, TC and ET, as `brats-evaluate` and `brats-parse-metrics` give them.
+    """Scores of every case: in WT, TC and ET as `brats-evaluate` and `brats-parse-metrics` give them, in the labels and
+    regions of another data set by MONAI.
 
     Args:
-        challenge: one of `CHALLENGES`.
+        challenge: one of `CHALLENGES`; of BraTS alone.
         numbering: of predictions and truths.
         num_processes: cases at a time, None: as many as there are CPU cores.
 
@@ -68,29 +70,45 @@ def evaluate(
     """
     if challenge not in CHALLENGES:
         raise ConfigurationError(f"Challenge {challenge!r} is not possible: choose from {', '.join(CHALLENGES)}.")
-    require_brats_evaluation()
+    if numbering.is_brats:
+        require_brats_evaluation()
     if not pairs:
         return {}
     workers = min(num_processes or os.cpu_count() or 1, len(pairs))
     checks = thread_map(partial(_check, numbering=numbering), pairs, desc="check", max_workers=workers)
     if problems := [problem for check in checks for problem in check.problems]:
         raise DatasetError("\n".join(problems))
-    if others := [check for check in checks if not np.allclose(check.spacing, 1, atol=1e-3)]:
+    others = [check for check in checks if not np.allclose(check.spacing, 1, atol=1e-3)]
+    if others and numbering.is_brats:
         logger.warning(
             f"{len(others)} of {len(pairs)} cases have a spacing other than 1 mm, {others[0].spacing} for one: "
             "brats-evaluation counts HD95 and NSD of a region in voxels, and swaps x and z in the lesion-wise ones. "
             "Resample to 1 mm, as BraTS is, for distances in mm."
         )
-    import brats_evaluation  # noqa: F401  Once here, so that forked processes have it.
+    # Imported once here, so that forked processes have it.
+    measure: Callable[[Pair], Any]
+    if numbering.is_brats:
+        import brats_evaluation  # noqa: F401
 
-    measure = partial(_measure, challenge=challenge, numbering=numbering)
+        measure = partial(_measure, challenge=challenge, numbering=numbering)
+    else:
+        from nnunet_autosam2.evaluation import label_metrics
+
+        measure = partial(label_metrics.measure, numbering=numbering, tolerance=TOLERANCE)
     try:
-        measured = process_map(measure, pairs, desc="evaluate", max_workers=workers, chunksize=1)
+        measured: list[Any] = process_map(measure, pairs, workers, "evaluate")
     except BrokenProcessPool as error:
         raise OutOfMemoryError(
             f"A process of {workers} was ended by the system, most likely because memory ran out: "
             "lower --num-processes."
         ) from error
+    if not numbering.is_brats:
+        return {
+            pair.case: {
+                region: {metric: _defined(value) for metric, value in scores.items()} for region, scores in case.items()
+            }
+            for pair, case in zip(pairs, measured, strict=True)
+        }
     parsed = _parse([results for results, _ in measured], challenge)
     return {
         pair.case: {
@@ -123,6 +141,7 @@ class Check(NamedTuple):
 
 def _check(pair: Pair, numbering: Numbering) -> Check:
     problems, grids = [], []
+    other_numbering = " Give --labels if its numbering is another one." * numbering.is_brats
     for file in (pair.prediction, pair.truth):
         try:
             grid, voxels = read_volume(file)
@@ -132,8 +151,8 @@ def _check(pair: Pair, numbering: Numbering) -> Check:
         grids.append(grid)
         if unknown := unknown_labels(voxels, numbering.labels):
             problems.append(
-                f"{file} has the labels {', '.join(map(str, unknown))}: expected "
-                f"{', '.join(map(str, sorted(numbering.labels)))}. Give --labels if its numbering is another one."
+                f"{file} has the labels {listed_labels(unknown)}: expected "
+                f"{', '.join(map(str, sorted(numbering.labels)))}.{other_numbering}"
             )
     if len(grids) == 2 and (differences := grids[0].differences(grids[1])):
         problems.append(
@@ -151,8 +170,11 @@ def _measure(pair: Pair, challenge: str, numbering: Numbering) -> tuple[dict[str
     labels = CHALLENGES[challenge]
     truth = sitk.ReadImage(pair.truth)
     voxels = []
+    ignored = sitk.GetArrayFromImage(truth) == numbering.ignored
     for image in (sitk.ReadImage(pair.prediction), truth):
-        voxels.append(numbering.renumbered(sitk.GetArrayFromImage(image), **labels._asdict()))
+        array = numbering.renumbered(sitk.GetArrayFromImage(image), **labels._asdict())
+        array[ignored] = 0
+        voxels.append(array)
     images = [sitk.GetImageFromArray(array) for array in voxels]
     for image in images:
         image.CopyInformation(truth)

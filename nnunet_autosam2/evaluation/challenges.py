@@ -39,6 +39,18 @@ LESION_WISE_OF_METS = (
 DISTANCES = "On the 1 mm grid of BraTS, HD95 is in mm, and NSD allows 0.5 mm between surfaces, lesion-wise 1 mm."
 
 
-def rules(challenge: str) -> tuple[str, ...]:
+TOLERANCE = 1.0
+"""mm, of NSD in labels other than BraTS's"""
+OTHER_LABELS = (
+    "A region that neither truth nor prediction has is not scored. Where one of them lacks it, HD95 is the diagonal of "
+    "the image and all others are 0.",
+    "Surfaces are the outermost voxels of a region, and distances are in mm: HD95 is the larger one of the 95th "
+    f"percentiles of both directions, and NSD allows {TOLERANCE:g} mm.",
+)
+
+
+def rules(challenge: str, is_brats: bool = True) -> tuple[str, ...]:
     """How empty regions, lesions and distances count, a sentence or two each."""
+    if not is_brats:
+        return OTHER_LABELS
     return EMPTY_REGIONS, LESION_WISE_OF_METS if challenge == "mets" else LESION_WISE, DISTANCES

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from nnunet_autosam2.dataset_json import read_splits
 from nnunet_autosam2.errors import DatasetError, listed
+from nnunet_autosam2.files import entries
+from nnunet_autosam2.json_files import checked, read_json
+from nnunet_autosam2.known_plans import Named
 
 ENDING = ".nii.gz"
 
@@ -26,8 +29,10 @@ class Found:
     """Sorted by case."""
     folds: list[str]
     """As in `["0", "1"]`; empty for predictions that are of no fold."""
-    dataset_json: Path | None
-    """nnU-Net's, beside the predictions or the truths."""
+    dataset_jsons: list[Path]
+    """nnU-Net's, beside the predictions and the truths."""
+    splits: list[dict[str, list[str]]] = field(default_factory=list)
+    """nnU-Net's, of the folds; empty where they are not known."""
 
 
 def find_pairs(predictions: Path, truth: Path | None = None, chill: bool = False) -> Found:
@@ -65,8 +70,7 @@ def _pairs_of_folder(predictions: Path, truth: Path | None, chill: bool) -> Foun
         )
     predicted, true = _segmentations(predictions), _segmentations(truth)
     pairs = _matched(predicted, true, predictions, truth, set() if chill else true.keys())
-    beside = (predictions, truth, truth.parent)
-    return Found(pairs, [], next((file for folder in beside if (file := folder / "dataset.json").is_file()), None))
+    return Found(pairs, [], _dataset_jsons(predictions, truth))
 
 
 def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found:
@@ -75,7 +79,7 @@ def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found
     if truth is None:
         dataset = _dataset_name(model)
         truth = _gt_segmentations(dataset)
-        splits = [] if chill else _splits(dataset)
+        splits = _splits(dataset)
     true = _segmentations(truth)
     predicted: dict[str, Path] = {}
     pairs = []
@@ -94,9 +98,20 @@ def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found
             )
         predicted |= of_fold
         number = _fold_name(fold)
-        expected = splits[int(number)]["val"] if number.isdecimal() and int(number) < len(splits) else []
+        known = not chill and number.isdecimal() and int(number) < len(splits)
+        expected = splits[int(number)]["val"] if known else []
         pairs += _matched(of_fold, true, validation, truth, expected)
-    return Found(sorted(pairs), [_fold_name(fold) for fold in folds], model / "dataset.json")
+    beside = [file for file in _dataset_jsons(truth) if file != model / "dataset.json"]
+    return Found(sorted(pairs), [_fold_name(fold) for fold in folds], [model / "dataset.json", *beside], splits)
+
+
+def _dataset_jsons(*folders: Path) -> list[Path]:
+    """In them, and where nnU-Net has it: beside labelsTr, labelsTs and gt_segmentations."""
+    places = []
+    for folder in folders:
+        of_nnunet = re.fullmatch(r"labelsT[rs]|gt_segmentations", folder.absolute().name)
+        places += [folder, folder.parent] if of_nnunet else [folder]
+    return [file for place in places if (file := place / "dataset.json").is_file()]
 
 
 def _fold_folders(predictions: Path) -> list[Path]:
@@ -106,7 +121,7 @@ def _fold_folders(predictions: Path) -> list[Path]:
         folder = folder.parent
     if re.fullmatch(r"fold_(\d+|all)", folder.name):
         return [folder]
-    folds = [path for path in predictions.iterdir() if re.fullmatch(r"fold_\d+", path.name)]
+    folds = [path for path in entries(predictions) if re.fullmatch(r"fold_\d+", path.name)]
     return sorted(folds, key=lambda path: int(_fold_name(path)))
 
 
@@ -116,7 +131,7 @@ def _fold_name(folder: Path) -> str:
 
 def _segmentations(folder: Path) -> dict[str, Path]:
     """Case → file."""
-    files = {file.name.removesuffix(ENDING): file for file in sorted(folder.glob(f"*{ENDING}"))}
+    files = {file.name.removesuffix(ENDING): file for file in entries(folder) if file.name.endswith(ENDING)}
     if not files:
         raise DatasetError(f"{folder} holds no {ENDING} file.")
     return files
@@ -144,8 +159,8 @@ def _matched(
 def _dataset_name(model: Path) -> str:
     plans = model / "plans.json"
     try:
-        return json.loads(plans.read_text(encoding="utf-8"))["dataset_name"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        return checked(read_json(plans), Named, plans).dataset_name
+    except DatasetError as error:
         raise DatasetError(f"{plans} does not name the dataset: give the folder of the truths as well.") from error
 
 
@@ -166,9 +181,4 @@ def _splits(dataset: str) -> list[dict[str, list[str]]]:
     from nnunetv2.paths import nnUNet_preprocessed
 
     file = Path(nnUNet_preprocessed or ".", dataset, "splits_final.json")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise DatasetError(f"{file} is no JSON: {error}.") from error
+    return read_splits(file) if file.exists() else []

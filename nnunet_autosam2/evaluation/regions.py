@@ -1,15 +1,21 @@
-"""Which labels make up whole tumor (WT), tumor core (TC) and enhancing tumor (ET) in a segmentation file."""
+"""What the labels of segmentation files mean: BraTS's regions WT, TC and ET, or the labels of any data set."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from tqdm.contrib.concurrent import thread_map
 
-from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.dataset_conversion.nifti import read_volume
+from nnunet_autosam2.dataset_json import Labelled
+from nnunet_autosam2.errors import DatasetError, listed
+from nnunet_autosam2.json_files import checked, read_json
 
 REGIONS = ("WT", "TC", "ET")
 NAMES_IN_DATASET_JSON = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
@@ -17,22 +23,39 @@ NAMES_IN_DATASET_JSON = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhanci
 
 @dataclass(frozen=True)
 class Numbering:
-    """Labels of the regions. ET lies within TC and TC within WT."""
+    """Labels of the regions. Of BraTS these are WT, TC and ET, where ET lies within TC and TC within WT."""
 
     regions: Mapping[str, tuple[int, ...]]
     outside: tuple[int, ...] = (0,)
-    """Labels that are known and in no region: background, resection cavity."""
+    """Labels that are known and in no region: background, resection cavity, what is to be ignored."""
+    ignored: int | None = None
+    """Label of voxels that do not count."""
+
+    @property
+    def is_brats(self) -> bool:
+        return self.regions.keys() == set(REGIONS)
 
     @property
     def labels(self) -> tuple[int, ...]:
-        return (*self.outside, *self.regions["WT"])
+        return (*self.outside, *sorted({label for labels in self.regions.values() for label in labels}))
+
+    def __str__(self) -> str:
+        return "; ".join(f"{region} {' '.join(map(str, labels))}" for region, labels in self.regions.items())
+
+    def means_the_same(self, other: Numbering, labels: Collection[int | float]) -> bool:
+        """As far as these labels go."""
+
+        def of(numbering: Numbering) -> dict[str, set[int]]:
+            return {region: set(of_region).intersection(labels) for region, of_region in numbering.regions.items()}
+
+        return of(self) == of(other)
 
     def renumbered(self, voxels: np.ndarray, oedema: int, core: int, enhancing: int) -> np.ndarray:
-        """`voxels` as uint8 with new labels for WT without TC, TC without ET, and ET, 0 elsewhere."""
+        """`voxels` as uint8 with new labels for WT without TC, TC without ET, and ET, 0 elsewhere; of BraTS alone."""
         table = np.zeros(max(self.labels) + 1, np.uint8)
         for region, label in zip(REGIONS, (oedema, core, enhancing), strict=True):
             table[list(self.regions[region])] = label
-        return table[voxels.astype(np.intp)]
+        return table[np.rint(voxels).astype(np.intp)]
 
 
 NUMBERINGS = {
@@ -47,25 +70,92 @@ NUMBERINGS = {
 }
 
 
-def numbering_of_dataset(dataset_json: Path) -> Numbering:
-    """The regions that nnU-Net's `dataset.json` defines.
+class Choice(NamedTuple):
+    numbering: Numbering
+    reason: str
+    """Where it comes from, to be read after "Labels: … " """
+
+
+def choose_numbering(name: str | None, dataset_jsons: Sequence[Path], files: Sequence[Path]) -> Choice:
+    """What the labels of predictions and truths mean.
+
+    Args:
+        name: key of `NUMBERINGS`, None: as `dataset_jsons` say, or without any, as the labels in `files` show.
+        dataset_jsons: beside predictions and truths.
 
     Raises:
-        DatasetError: unreadable, or without the three regions, each within the one before.
+        DatasetError: they contradict each other, or the labels that occur fit none or more than one.
+    """
+    if name is not None:
+        return Choice(NUMBERINGS[name], f"{name}, as given{_contradicted(NUMBERINGS[name], dataset_jsons)}")
+    choices = ", ".join(NUMBERINGS)
+    if dataset_jsons:
+        first, *others = dataset_jsons
+        numbering = numbering_of_dataset(first)
+        for file in others:
+            other = numbering_of_dataset(file)
+            if not numbering.means_the_same(other, {*numbering.labels, *other.labels}):
+                raise DatasetError(
+                    f"Labels mean different things in {first} ({numbering}) and {file} ({other}): "
+                    f"convert one side, or give --labels, one of {choices}, if they do not apply."
+                )
+        return Choice(numbering, f"of {' and '.join(map(str, dataset_jsons))}")
+    found = _labels_in(files)
+    shown = listed([f"{label:g}" for label in sorted(found)])
+    fitting = {name: numbering for name, numbering in NUMBERINGS.items() if found <= set(numbering.labels)}
+    if not fitting:
+        raise DatasetError(f"The labels that occur, {shown}, fit none of {choices}: put dataset.json beside them.")
+    name, numbering = next(iter(fitting.items()))
+    if not all(numbering.means_the_same(other, found) for other in fitting.values()):
+        raise DatasetError(
+            f"The labels that occur, {shown}, fit {' and '.join(fitting)}, where they mean different things, and there "
+            "is no dataset.json beside predictions or truths that says which: give --labels."
+        )
+    return Choice(numbering, f"{name}, which alone fits the labels that occur" if len(fitting) == 1 else name)
+
+
+def _contradicted(given: Numbering, dataset_jsons: Sequence[Path]) -> str:
+    for file in dataset_jsons:
+        with suppress(DatasetError):
+            if not given.means_the_same(other := numbering_of_dataset(file), {*given.labels, *other.labels}):
+                return f"; {file} says {other}"
+    return ""
+
+
+def _labels_in(files: Sequence[Path]) -> set[float]:
+    """Of those that can be read."""
+
+    def labels_of(file: Path) -> set[float]:
+        try:
+            return set(np.unique(read_volume(file)[1]).tolist())
+        except DatasetError:
+            return set()
+
+    return set().union(*thread_map(labels_of, files, desc="labels", max_workers=os.cpu_count()))
+
+
+def numbering_of_dataset(dataset_json: Path) -> Numbering:
+    """What nnU-Net's `dataset.json` defines: BraTS's three regions where it has them, else its own labels and regions.
+
+    Raises:
+        DatasetError: unreadable, without any label, or with BraTS's regions not each within the one before.
     """
     choices = ", ".join(NUMBERINGS)
     try:
-        labels = json.loads(dataset_json.read_text(encoding="utf-8"))["labels"]
-        labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in labels.items()}
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        described = checked(read_json(dataset_json), Labelled, dataset_json)
+    except DatasetError as error:
         raise DatasetError(
-            f"{dataset_json} has no labels of nnU-Net's that can be read: mend it, or give --labels, one of {choices}."
+            f"{str(error).rstrip('.')}: it has no labels of nnU-Net's that can be read. Mend it, or give --labels, one "
+            f"of {choices}."
         ) from error
-    if missing := [name for name in NAMES_IN_DATASET_JSON.values() if name not in labels]:
-        raise DatasetError(
-            f"{dataset_json} defines no region named {', '.join(missing)}, only {', '.join(labels)}: "
-            f"give --labels, one of {choices}."
-        )
+    labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in described.labels.items()}
+    ignored = labels.pop("ignore", (None,))[0]
+    outside = {0} if ignored is None else {0, ignored}
+    if not labels.keys() >= set(NAMES_IN_DATASET_JSON.values()):
+        own = {name: values for name, values in labels.items() if name != "background" and values != (0,)}
+        if not own:
+            raise DatasetError(f"{dataset_json} defines no label but background: there is nothing to evaluate.")
+        return Numbering(own, tuple(outside), ignored)
     regions = {region: labels[name] for region, name in NAMES_IN_DATASET_JSON.items()}
     whole, core, enhancing = (set(regions[region]) for region in REGIONS)
     if not enhancing <= core <= whole:
@@ -73,4 +163,5 @@ def numbering_of_dataset(dataset_json: Path) -> Numbering:
             f"{dataset_json} has regions that are not nested: enhancing tumor {sorted(enhancing)} has to be within "
             f"tumor core {sorted(core)}, and that within whole tumor {sorted(whole)}."
         )
-    return Numbering(regions, outside=tuple({label for values in labels.values() for label in values} - whole))
+    outside |= {label for values in labels.values() for label in values} - whole
+    return Numbering(regions, tuple(outside), ignored)

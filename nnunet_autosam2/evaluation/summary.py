@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from nnunet_autosam2.columns import aligned
-from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores
-from nnunet_autosam2.evaluation.regions import REGIONS
+from nnunet_autosam2.evaluation.brats_metrics import Scores
+from nnunet_autosam2.evaluation.empty_regions import MILLIMETRES
+from nnunet_autosam2.text import csv_cell
 
 
 class Statistic(NamedTuple):
@@ -24,9 +26,14 @@ class Statistic(NamedTuple):
 def summarise(scores: Scores) -> dict[str, dict[str, Statistic]]:
     """`[region][metric]` over the cases in which it is defined."""
     return {
-        region: {metric: _statistic([case[region][metric] for case in scores.values()]) for metric in METRICS}
-        for region in REGIONS
+        region: {metric: _statistic([case[region][metric] for case in scores.values()]) for metric in metrics}
+        for region, metrics in _first(scores).items()
     }
+
+
+def _first(scores: Scores) -> Mapping[str, Mapping[str, float | None]]:
+    """A case, to learn regions and metrics from, which all cases share."""
+    return next(iter(scores.values()))
 
 
 def _statistic(values: list[float | None]) -> Statistic:
@@ -36,18 +43,18 @@ def _statistic(values: list[float | None]) -> Statistic:
 
 def table(scores: Scores) -> str:
     """Metrics down, regions across; the number of cases is said where a metric is not defined in all."""
-    rows = [["", *REGIONS]]
     summary = summarise(scores)
-    for metric in METRICS:
-        unit = " (mm)" if "HD95" in metric else ""
-        rows.append([metric + unit, *(_cell(summary[region][metric], metric, len(scores)) for region in REGIONS)])
+    rows = [["", *summary]]
+    for metric in next(iter(summary.values())):
+        unit = " (mm)" if metric in MILLIMETRES else ""
+        rows.append([metric + unit, *(_cell(metrics[metric], metric, len(scores)) for metrics in summary.values())])
     return aligned(rows)
 
 
 def _cell(statistic: Statistic, metric: str, cases: int) -> str:
     if statistic.mean is None:
         return "-"
-    digits = 2 if "HD95" in metric else 4
+    digits = 2 if metric in MILLIMETRES else 4
     text = f"{statistic.mean:.{digits}f}"
     if statistic.sd is not None:
         text += f" ± {statistic.sd:.{digits}f}"
@@ -61,9 +68,11 @@ def write_scores(folder: Path, scores: Scores, about: dict[str, Any]) -> None:
     """
     with (folder / "scores.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["case", "region", *METRICS])
+        writer.writerow(["case", "region", *next(iter(_first(scores).values()))])
         for case, regions in scores.items():
-            writer.writerows([case, region, *regions[region].values()] for region in REGIONS)
+            writer.writerows(
+                [csv_cell(case), csv_cell(region), *metrics.values()] for region, metrics in regions.items()
+            )
     summary = {
         region: {metric: statistic._asdict() for metric, statistic in metrics.items()}
         for region, metrics in summarise(scores).items()

@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nnunet_autosam2.report.benchmark import DICE, HD95, MEAN, REGIONS, Benchmark, Model
-from nnunet_autosam2.report.tables import excludes_zero
+from nnunet_autosam2.report.benchmark import DICE, HD95, LEAST_CASES, MEAN, Benchmark, Model
 
 # Stand-ins: the page replaces them by its own colours, which differ between light and dark.
 INK, GRID = "#010203", "#010204"
@@ -45,6 +44,8 @@ STYLE: dict[Any, Any] = {
 }
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 INCHES = 9.6
+COLUMNS = 4
+"""Of panels, at most"""
 MOST_POINTS = 200
 """Cases up to which each is a point in a box plot"""
 
@@ -58,18 +59,19 @@ class Drawing(NamedTuple):
 def draw_figures(benchmark: Benchmark) -> Iterator[Drawing]:
     """Those for which the benchmark has numbers."""
     models = benchmark.ordered_models
-    yield from _drawn("dice", f"Dice of each case (%). {_BOXES}", _boxes(models, DICE, 100))
-    yield from _drawn("hd95", f"HD95 of each case (mm), less is better. {_BOXES}", _boxes(models, HD95, 1))
+    yield from _drawn("dice", f"Dice of each case (%). {_BOXES}", _boxes(benchmark, DICE, 100))
+    yield from _drawn("hd95", f"HD95 of each case (mm), less is better. {_BOXES}", _boxes(benchmark, HD95, 1))
     yield from _drawn(
         "differences",
-        "Paired differences in Dice, in percentage points, with confidence intervals. Filled: the interval excludes 0.",
+        "Paired differences in Dice, in percentage points, with 95 % confidence intervals "
+        f"from {LEAST_CASES} cases on. Filled: the interval excludes 0.",
         _differences(benchmark),
     )
     yield from _drawn(
         "fraction",
         "Dice against the fraction of slices that SAM2 sees: mean over cases and its standard error. "
         "Dashed: nnU-Net's own networks.",
-        _against_fraction(models),
+        _against_fraction(benchmark),
     )
     yield from _drawn("time", "Mean Dice against what it costs: up and to the left is better.", _against_time(models))
     yield from _drawn(
@@ -87,19 +89,25 @@ def _drawn(key: str, caption: str, figure: Figure | None) -> Iterator[Drawing]:
         yield Drawing(key, caption, to_svg(figure, key, caption))
 
 
-def _figure(rows: float, columns: int) -> tuple[Figure, list[Axes]]:
-    """Axes side by side, `rows` inches high."""
-    figure = Figure(figsize=(INCHES, rows), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+def _figure(height: float, number: int) -> tuple[Figure, list[Axes]]:
+    """Axes side by side, each `height` inches high, in as many rows as they need."""
+    columns = min(number, COLUMNS)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(INCHES, height * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for surplus in panels[number:]:
+        surplus.remove()
+    return figure, panels[:number]
 
 
-def _boxes(models: list[Model], metric: str, scale: float) -> Figure | None:
-    if not any(model.scores(region, metric).size for model in models for region in REGIONS):
+def _boxes(benchmark: Benchmark, metric: str, scale: float) -> Figure | None:
+    models, regions = benchmark.ordered_models, benchmark.regions
+    if not any(model.scores(region, metric).size for model in models for region in regions):
         return None
     with matplotlib.rc_context(STYLE):
-        figure, panels = _figure(1.1 + 0.42 * len(models), len(REGIONS))
+        figure, panels = _figure(1.1 + 0.42 * len(models), len(regions))
         random = np.random.default_rng(0)
-        for axes, region in zip(panels, REGIONS, strict=True):
+        for axes, region in zip(panels, regions, strict=True):
             for row, model in enumerate(models):
                 values, colour = scale * model.scores(region, metric), _colour(row)
                 if not values.size:
@@ -115,8 +123,10 @@ def _boxes(models: list[Model], metric: str, scale: float) -> Figure | None:
                 if values.size <= MOST_POINTS:
                     heights = row + random.uniform(-0.16, 0.16, values.size)
                     axes.plot(values, heights, ".", color=colour, alpha=0.55, markersize=7, markeredgewidth=0)
-            axes.set(title=region, ylim=(len(models) - 0.5, -0.5))
-            axes.set_yticks(range(len(models)), [_label(model.title) for model in models] if axes is panels[0] else [])
+            axes.set(title=_label(region), ylim=(len(models) - 0.5, -0.5))
+            axes.set_yticks(
+                range(len(models)), [_label(model.title) for model in models] if axes in panels[::COLUMNS] else []
+            )
             axes.tick_params(axis="y", length=0)
             axes.grid(False, axis="y")
             axes.locator_params(axis="x", nbins=5)
@@ -124,7 +134,7 @@ def _boxes(models: list[Model], metric: str, scale: float) -> Figure | None:
 
 
 def _differences(benchmark: Benchmark) -> Figure | None:
-    regions = [*REGIONS, MEAN]
+    regions = [*benchmark.regions, MEAN]
     shown = [comparison for comparison in benchmark.comparisons if comparison.metric == DICE]
     pairs = list(dict.fromkeys((comparison.model, comparison.reference) for comparison in shown))
     if not pairs:
@@ -133,30 +143,33 @@ def _differences(benchmark: Benchmark) -> Figure | None:
         figure, panels = _figure(1.1 + 0.42 * len(pairs), len(regions))
         for axes, region in zip(panels, regions, strict=True):
             for comparison in shown:
-                if comparison.region != region:
+                if comparison.region != region or comparison.difference is None:
                     continue
-                low, middle, high = (100 * value for value in (comparison.low, comparison.difference, comparison.high))
                 row = pairs.index((comparison.model, comparison.reference))
                 colour = SERIES[0]
-                axes.plot([low, high], [row, row], color=colour, linewidth=2)
-                fill = colour if excludes_zero(comparison) else "none"
+                if comparison.interval is not None:
+                    ends = [100 * bound for bound in comparison.interval]
+                    axes.plot(ends, [row, row], color=colour, linewidth=2)
+                fill = colour if comparison.excludes_zero else "none"
+                middle = 100 * comparison.difference
                 axes.plot(middle, row, "o", markersize=7, markerfacecolor=fill, markeredgecolor=colour)
             axes.axvline(0, color=INK, linewidth=1)
-            axes.set(title=region.capitalize() if region == MEAN else region, ylim=(len(pairs) - 0.5, -0.5))
+            axes.set(title="Mean" if region == MEAN else _label(region), ylim=(len(pairs) - 0.5, -0.5))
             labels = [_label(f"{model} − {reference}") for model, reference in pairs]
-            axes.set_yticks(range(len(pairs)), labels if axes is panels[0] else [])
+            axes.set_yticks(range(len(pairs)), labels if axes in panels[::COLUMNS] else [])
             axes.tick_params(axis="y", length=0)
             axes.grid(False, axis="y")
             axes.locator_params(axis="x", nbins=5)
     return figure
 
 
-def _against_fraction(models: list[Model]) -> Figure | None:
+def _against_fraction(benchmark: Benchmark) -> Figure | None:
+    models, regions = benchmark.ordered_models, benchmark.regions
     if len({model.slice_fraction for model in models if model.mean_dices().size} - {None}) < 2:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, panels = _figure(3.4, len(REGIONS))
-        for axes, region in zip(panels, REGIONS, strict=True):
+        figure, panels = _figure(3.4, len(regions))
+        for axes, region in zip(panels, regions, strict=True):
             line = []
             for row, model in enumerate(models):
                 values = 100 * model.scores(region, DICE)
@@ -170,7 +183,11 @@ def _against_fraction(models: list[Model]) -> Figure | None:
                     *line[-1], _standard_error(values), marker="o", markersize=7, capsize=4, color=_colour(row)
                 )
             axes.plot(*np.array(line).T, color=INK, linewidth=1, zorder=1)
-            axes.set(title=region, xlabel="slices that SAM2 sees (%)", ylabel="Dice (%)" if axes is panels[0] else "")
+            axes.set(
+                title=_label(region),
+                xlabel="slices that SAM2 sees (%)",
+                ylabel="Dice (%)" if axes in panels[::COLUMNS] else "",
+            )
         _legend(figure, models)
     return figure
 

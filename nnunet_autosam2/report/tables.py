@@ -8,10 +8,9 @@ from itertools import groupby
 
 import numpy as np
 
-from nnunet_autosam2.report.benchmark import DICE, MEAN, REGIONS, Benchmark, Comparison, Model
+from nnunet_autosam2.evaluation.empty_regions import MILLIMETRES
+from nnunet_autosam2.report.benchmark import DICE, MEAN, Benchmark, Comparison, Model
 
-MILLIMETRES = ("HD95", "Lesion-wise HD95")
-"""Metrics that are lengths, and better when small; the others are shares, shown in per cent"""
 OVERLAP = (DICE, "IoU")
 BOUNDARY = ("HD95", "NSD", "Sensitivity")
 LESION_WISE = ("Lesion-wise Dice", "Lesion-wise NSD", "Lesion-wise HD95")
@@ -56,37 +55,39 @@ def score_table(benchmark: Benchmark, metrics: Sequence[str], caption: str) -> T
     present = [
         metric
         for metric in metrics
-        if any(model.scores(region, metric).size for model in benchmark.models for region in REGIONS)
+        if any(model.scores(region, metric).size for model in benchmark.models for region in benchmark.regions)
     ]
     if not present:
         return None
-    regions = {metric: [*REGIONS, "Mean"] if metric == DICE else list(REGIONS) for metric in present}
+    regions = {metric: [*benchmark.regions, *["Mean"] * (metric == DICE)] for metric in present}
     table = Table(
         caption,
         [(f"{metric} ({'mm' if metric in MILLIMETRES else '%'})", len(regions[metric])) for metric in present],
         [region for metric in present for region in regions[metric]],
     )
     models = benchmark.ordered_models
-    columns = [_score_column(models, region, metric) for metric in present for region in regions[metric]]
+    columns = [
+        _score_column(models, region, metric, len(benchmark.cases)) for metric in present for region in regions[metric]
+    ]
     for model, cells in zip(models, zip(*columns, strict=True), strict=True):
-        table.rows.append(Row(model.title, list(cells), slices(model), failed(model)))
+        table.rows.append(Row(model.title, list(cells), slices(model), missing(model, benchmark)))
     return table
 
 
-def _score_column(models: list[Model], region: str, metric: str) -> list[Cell]:
-    """Best is among the models that lack no fold: means over different cases do not compare."""
+def _score_column(models: list[Model], region: str, metric: str, cases: int) -> list[Cell]:
+    """Best is among the models that lack no case: means over different cases do not compare."""
     values = [model.mean_dices() if region == "Mean" else model.scores(region, metric) for model in models]
+    complete = [not model.failed and len(list(model.results())) == cases for model in models]
     sign, scale = (-1, 1) if metric in MILLIMETRES else (1, 100)
     rated = [
-        sign * value.mean() for model, value in zip(models, values, strict=True) if value.size and not model.failed
+        sign * value.mean() for value, is_complete in zip(values, complete, strict=True) if value.size and is_complete
     ]
     cells = []
-    for model, value in zip(models, values, strict=True):
+    for value, is_complete in zip(values, complete, strict=True):
         if not value.size:
-            cells.append(Cell(NOTHING))
+            cells.append(Cell(NOTHING, ["n = 0"] * bool(cases)))
             continue
-        cases = len(list(model.results()))
-        best = len(rated) > 1 and not model.failed and sign * value.mean() == max(rated)
+        best = len(rated) > 1 and is_complete and sign * value.mean() == max(rated)
         notes = [f"± {scale * value.std(ddof=1):.2f}"] if value.size > 1 else []
         if value.size < cases:
             notes.append(f"n = {value.size}")
@@ -96,7 +97,7 @@ def _score_column(models: list[Model], region: str, metric: str) -> list[Cell]:
 
 def comparison_tables(benchmark: Benchmark) -> Iterator[Table]:
     """One a metric: a row a pair of models, a column a region."""
-    regions = [*REGIONS, MEAN]
+    regions = [*benchmark.regions, MEAN]
 
     def pair(comparison: Comparison) -> tuple[str, str, str]:
         return comparison.metric, comparison.model, comparison.reference
@@ -108,7 +109,7 @@ def comparison_tables(benchmark: Benchmark) -> Iterator[Table]:
         table = Table(
             f"Paired differences in {metric}, {unit}",
             [],
-            [*REGIONS, "Mean"],
+            [*benchmark.regions, "Mean"],
             heading="Model − reference",
         )
         for (_, model, reference), of_pair in groupby(of_metric, key=pair):
@@ -122,15 +123,14 @@ def _difference(comparison: Comparison | None) -> Cell:
     if comparison is None:
         return Cell(NOTHING)
     scale = 1 if comparison.metric in MILLIMETRES else 100
-    difference, low, high = (
-        signed(scale * value) for value in (comparison.difference, comparison.low, comparison.high)
-    )
+    cases = f"n = {comparison.n}{f', {comparison.dropped} dropped' if comparison.dropped else ''}"
+    if comparison.difference is None:
+        return Cell(NOTHING, [cases])
     p = "p not defined" if comparison.p is None else "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.3f}"
-    return Cell(difference, [f"{low} to {high}", f"{p}, n = {comparison.n}"], excludes_zero(comparison))
-
-
-def excludes_zero(comparison: Comparison) -> bool:
-    return comparison.low > 0 or comparison.high < 0
+    notes = [f"{p}, {cases}"]
+    if comparison.interval is not None:
+        notes.insert(0, " to ".join(signed(scale * bound) for bound in comparison.interval))
+    return Cell(signed(scale * comparison.difference), notes, comparison.excludes_zero)
 
 
 def cost_table(benchmark: Benchmark) -> Table:
@@ -148,7 +148,7 @@ def cost_table(benchmark: Benchmark) -> Table:
             duration(inference.mean()) if inference.size else NOTHING,
             NOTHING if memory is None else f"{memory / 2**30:.2f} GiB",
         )
-        table.rows.append(Row(model.title, [Cell(text) for text in texts], slices(model), failed(model)))
+        table.rows.append(Row(model.title, [Cell(text) for text in texts], slices(model), missing(model, benchmark)))
     return table
 
 
@@ -178,10 +178,12 @@ def slices(model: Model) -> str:
     return f"SAM2 on {100 * model.slice_fraction:g} % of the slices"
 
 
-def failed(model: Model) -> str:
-    if not model.failed:
-        return ""
-    return f"{len(model.failed)} of {len(model.folds)} folds failed"
+def missing(model: Model, benchmark: Benchmark) -> str:
+    """What this model lacks, because of which its means do not compare with the others'."""
+    if model.failed:
+        return f"{len(model.failed)} of {len(model.folds)} folds failed"
+    lacking = len(benchmark.cases) - len(list(model.results()))
+    return f"{lacking} of {len(benchmark.cases)} cases missing" if lacking else ""
 
 
 def signed(value: float) -> str:

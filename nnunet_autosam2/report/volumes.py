@@ -19,7 +19,8 @@ from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.report.benchmark import DICE, REGIONS, Benchmark, CaseResult
+from nnunet_autosam2.files import require_file
+from nnunet_autosam2.report.benchmark import DICE, Benchmark, CaseResult
 
 FOLDER = "volumes"
 
@@ -56,31 +57,32 @@ def pack_cases(benchmark: Benchmark, folder: Path, count: int, output: Path) -> 
             model.title: next((result for result in model.results() if result.case == case), None)
             for model in benchmark.ordered_models
         }
-        truth = _open(files.truth, None)
+        truth, values = _open(files.truth, None), [label.value for label in benchmark.labels]
         channels = []
         for channel, path in files.images.items():
             image = _open(path, truth.shape)
             channels.append({"title": channel, "file": _write(output, next(names), _compressed(path, image))})
         overlays: list[dict[str, Any]] = [
-            {"title": "Truth", "file": _write(output, next(names), _labels(truth)), "dice": None}
+            {"title": "Truth", "file": _write(output, next(names), _labels(truth, values)), "dice": None}
         ]
         for title, result in results.items():
             name = None
             if result is not None:
                 prediction = _open(folder / result.prediction, truth.shape)
-                name = _write(output, next(names), _labels(prediction))
-            overlays.append({"title": title, "file": name, "dice": _dice(result)})
+                name = _write(output, next(names), _labels(prediction, values))
+            overlays.append({"title": title, "file": name, "dice": _dice(result, benchmark.regions)})
         packed.append(
             {"title": case, "rank": rank, "channels": channels, "overlays": overlays, "centre": _centre(truth)}
         )
     return packed
 
 
-def _dice(result: CaseResult | None) -> dict[str, float | None] | None:
-    return None if result is None else {region: result.score(region, DICE) for region in REGIONS}
+def _dice(result: CaseResult | None, regions: list[str]) -> dict[str, float | None] | None:
+    return None if result is None else {region: result.score(region, DICE) for region in regions}
 
 
 def _open(path: Path, shape: tuple[int, ...] | None) -> nibabel.Nifti1Image:
+    require_file(path)
     try:
         image = nibabel.load(path)
         if isinstance(image, nibabel.Nifti1Image):
@@ -101,10 +103,16 @@ def _compressed(path: Path, image: nibabel.Nifti1Image) -> bytes:
     return path.read_bytes() if path.name.endswith(".gz") else gzip.compress(image.to_bytes())
 
 
-def _labels(image: nibabel.Nifti1Image) -> bytes:
-    """As 8-bit integers, the only kind that every label map can be shown as."""
-    labels = image.get_fdata().round().astype(np.uint8)
-    return gzip.compress(nibabel.Nifti1Image(labels, image.affine).to_bytes())
+def _labels(image: nibabel.Nifti1Image, values: list[int]) -> bytes:
+    """Each as its number in the legend, from 1 on; the one after the last for those that are not in it.
+
+    As 8-bit integers where they suffice, the only kind that every label map can be shown as.
+    """
+    labels = image.get_fdata().round()
+    numbers = np.where(labels == 0, 0, len(values) + 1).astype(np.uint8 if len(values) < 255 else np.uint16)
+    for number, value in enumerate(values, start=1):
+        numbers[labels == value] = number
+    return gzip.compress(nibabel.Nifti1Image(numbers, image.affine).to_bytes())
 
 
 def _centre(truth: nibabel.Nifti1Image) -> list[float] | None:

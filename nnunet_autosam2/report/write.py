@@ -10,8 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.legend import UNKNOWN
 from nnunet_autosam2.report import fetch_niivue
-from nnunet_autosam2.report.benchmark import REGIONS, Benchmark, read_benchmark
+from nnunet_autosam2.report.benchmark import LEAST_CASES, Benchmark, read_benchmark
 from nnunet_autosam2.report.fetch_niivue import BUNDLE
 from nnunet_autosam2.report.figures import draw_figures
 from nnunet_autosam2.report.tables import (
@@ -28,12 +29,6 @@ from nnunet_autosam2.staging import replaced_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
 NAME = "report"
-LABELS = (
-    {"title": "oedema (WT)", "colour": (86, 180, 233)},
-    {"title": "necrosis, not enhancing (TC, WT)", "colour": (240, 90, 40)},
-    {"title": "enhancing tumour (ET, TC, WT)", "colour": (240, 228, 66)},
-)
-"""Of 1, 2, 3 in label maps; blue, red and yellow are told apart by colour-blind readers too"""
 
 
 def write_report(folder: Path, viewer_cases: int) -> Path:
@@ -53,9 +48,11 @@ def write_report(folder: Path, viewer_cases: int) -> Path:
     with replaced_folder(folder / NAME) as staged:
         cases = pack_cases(benchmark, folder, viewer_cases, staged) if viewer_cases else []
         if cases:
-            data = {"cases": cases, "regions": REGIONS, "labels": LABELS}
+            others = {"title": "no label of this data set", "colour": UNKNOWN}
+            labels = [*(label.model_dump(include={"title", "colour"}) for label in benchmark.labels), others]
+            data = {"cases": cases, "regions": benchmark.regions, "labels": labels}
             page = environment.get_template("viewer.html").render(
-                benchmark=benchmark, cases=cases, regions=REGIONS, labels=LABELS, data=data
+                benchmark=benchmark, cases=cases, regions=benchmark.regions, labels=labels, data=data
             )
             (staged / "viewer.html").write_text(page, encoding="utf-8")
             for file in (BUNDLE, TEMPLATES / "viewer.js", TEMPLATES / "niivue-LICENSE.txt"):
@@ -88,6 +85,7 @@ def _index(benchmark: Benchmark, cases: list[dict[str, Any]]) -> dict[str, Any]:
     figures = {drawing.key: drawing for drawing in draw_figures(benchmark)}
     return {
         "benchmark": benchmark,
+        "least_cases": LEAST_CASES,
         "finished": sum(len(model.folds) for model in benchmark.models) - len(failures),
         "failures": failures,
         "scores": [table for table in tables if table is not None],

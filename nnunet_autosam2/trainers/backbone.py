@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
-from nnunet_autosam2.errors import WeightsError
+from nnunet_autosam2.checkpoint import init_args, load_network, read_nnunet_checkpoint
+from nnunet_autosam2.errors import AutoSAM2Error, WeightsError
+from nnunet_autosam2.plans import require_configuration
 
 BASELINE = "nnUNetTrainer"
 SHARED = ("architecture", "spacing", "normalization_schemes", "use_mask_for_norm")
@@ -51,29 +51,25 @@ def load_backbone(network: nn.Module, path: Path, configuration: Mapping[str, An
         configuration: of the plans that `network` was built from.
 
     Raises:
-        WeightsError: there is no such file, it is no checkpoint of nnU-Net, or one of other plans or another data set;
-            the differences are named.
+        WeightsError: there is no such file, it is no checkpoint of nnU-Net, or one of other plans or another data set,
+            where the differences are named, or its weights are not what `network` can be filled with.
     """
     try:
         checkpoint = read_nnunet_checkpoint(path)
-    except WeightsError as error:
+        arguments = init_args(checkpoint, path)
+        there = require_configuration(arguments.configuration, arguments.plans, f"{path}: plans")
+    except AutoSAM2Error as error:
         raise WeightsError(f"backbone_checkpoint: {error}") from error
-    arguments, weights = checkpoint["init_args"], checkpoint["network_weights"]
-    there = PlansManager(arguments["plans"]).get_configuration(arguments["configuration"]).configuration
     differences = [
         *_differences({key: there.get(key) for key in SHARED}, {key: configuration.get(key) for key in SHARED}),
         *_differences(
-            {key: arguments["dataset_json"].get(key) for key in ("channel_names", "labels")},
+            {key: arguments.dataset_json.get(key) for key in ("channel_names", "labels")},
             {key: dataset_json.get(key) for key in ("channel_names", "labels")},
         ),
     ]
     if differences:
         raise WeightsError(f"backbone_checkpoint = {path} is of other plans: {'; '.join(differences)}.")
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise WeightsError(f"backbone_checkpoint = {path} does not fit the planned network: {first}") from error
+    load_network(network, checkpoint["network_weights"], f"backbone_checkpoint = {path}")
 
 
 def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:

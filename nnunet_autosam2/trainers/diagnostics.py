@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnunet_autosam2.architectures.log_odds import decisions
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
-from nnunet_autosam2.staging import replaced_file
+from nnunet_autosam2.staging import replaced_file, set_aside
 
 HALVES = ("UNet", "SAM2", "fused")
 COUNTED = ("UNet", "SAM2", "SAM2's weight")
@@ -58,8 +58,12 @@ class HybridProgress:
         self.columns = ["epoch", *(f"{what} {name}" for what in (*HALVES, "SAM2's weight") for name in self.classes)]
         self.rows: list[list[float]] = []
         if self.table.is_file():
-            with self.table.open(newline="") as file:
-                self.rows = [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
+            try:
+                with self.table.open(newline="") as file:
+                    rows = [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
+                self.rows = np.reshape(rows, (-1, len(self.columns))).tolist()
+            except (ValueError, csv.Error):
+                set_aside(self.table, "is damaged")
 
     def add(self, epoch: int, means: Mapping[str, np.ndarray], fused: Sequence[float]) -> Iterator[str]:
         """Writes both files; yields lines for the log.
@@ -119,4 +123,5 @@ class HybridProgress:
         for panel in (upper, lower):
             panel.legend(loc="lower right")
             panel.grid(alpha=0.3)
-        figure.savefig(self.picture, dpi=100)
+        with replaced_file(self.picture) as temporary:
+            figure.savefig(temporary, dpi=100, format="png")

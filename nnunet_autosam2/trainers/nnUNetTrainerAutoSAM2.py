@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +25,7 @@ from nnunet_autosam2.architectures.unet import strides_for
 from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, TrainingError, exit_on_user_error
+from nnunet_autosam2.plans import read_plans
 from nnunet_autosam2.staging import remove_unfinished, replaced_file
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
 from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, counts_of_halves
@@ -34,6 +34,7 @@ from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, LeftOutSteps
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 from nnunet_autosam2.trainers.resuming import changes, require_same_structure
+from nnunet_autosam2.weights import expanded
 
 TEST_RUN = AutoSAM2Config(num_epochs=2, num_iterations_per_epoch=10, num_val_iterations_per_epoch=2)
 TEST_RUN_CASES = 4
@@ -98,9 +99,11 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             raise ConfigurationError(f"AutoSAM2 has no cascade; {configuration} is one. Train 3d_fullres or 3d_lowres.")
         config = AutoSAM2Config.from_dict({**settings.get(PLANS_KEY, {}), **cls.parameters})
         channel_names = list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())
+        labels = plans_manager.get_label_manager(dataset_json)
+        config.require_fits(len(channel_names), labels.num_segmentation_heads)
         return config.updated(
             {
-                "region_based": plans_manager.get_label_manager(dataset_json).has_regions,
+                "region_based": labels.has_regions,
                 "rgb_channels": config.rgb_channels or choose_rgb_channels(channel_names),
             }
         )
@@ -197,7 +200,9 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         if self.config.backbone_checkpoint is not None and not self.autosam2.state_was_loaded:
             folder, named = Path(self.output_folder), self.config.backbone_checkpoint
             configurations = self.plans_manager.plans["configurations"]
-            path = find_baseline(folder, configurations) if named == "auto" else Path(named).expanduser()
+            path = (
+                find_baseline(folder, configurations) if named == "auto" else expanded(named, "backbone_checkpoint = ")
+            )
             assert isinstance(self.autosam2.unet, PlannedUNet)
             load_backbone(self.autosam2.unet.network, path, self.configuration_manager.configuration, self.dataset_json)
             self.print_to_log_file(f"The backbone starts from {path}.")
@@ -210,7 +215,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         others = [path for path in folder.glob("fold_*/checkpoint_*.pth") if path.parent != Path(self.output_folder)]
         if not others or not (folder / "plans.json").is_file():
             return
-        trained = load_json(str(folder / "plans.json"))["configurations"].get(self.configuration_name, {})
+        trained = read_plans(folder / "plans.json")["configurations"].get(self.configuration_name, {})
         differences = AutoSAM2Config.from_dict(trained.get(PLANS_KEY, {})).differences(self.config)
         if differences:
             listed = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in differences.items())

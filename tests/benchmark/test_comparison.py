@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_autosam2.benchmark.comparison import compare
+from nnunet_autosam2.benchmark.comparison import compare, interval
+from nnunet_autosam2.report.benchmark import LEAST_CASES
 
 
 def scores(values, region: str = "WT", metric: str = "Dice"):
@@ -19,27 +20,80 @@ def test_wilcoxon_is_r_and_textbook():
     assert found.difference == pytest.approx(np.mean(before) - np.mean(after))
 
 
-def test_interval_covers_the_true_difference_about_as_often_as_it_says():
+def even(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.normal(0.02, 0.05, n)
+
+
+def heavy_tailed(rng: np.random.Generator, n: int) -> np.ndarray:
+    return 0.02 + 0.05 * rng.standard_t(3, n)
+
+
+def between_two_dices(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.beta(9, 1, n) - rng.beta(8, 1.2, n) + 0.02 - (9 / 10 - 8 / 9.2)
+
+
+def with_invented_regions(rng: np.random.Generator, n: int) -> np.ndarray:
+    """A whole Dice less in three of ten cases."""
+    return rng.normal(0.32, 0.03, n) - (rng.random(n) < 0.3)
+
+
+@pytest.mark.parametrize("draw", [even, heavy_tailed, between_two_dices, with_invented_regions])
+@pytest.mark.parametrize("n", [LEAST_CASES, 2 * LEAST_CASES, 5 * LEAST_CASES])
+def test_interval_covers_the_true_difference_as_often_as_it_says(draw, n: int):
+    """A true one of 0.02, 1000 times; chance alone moves the share by 0.7 % or less."""
+    rng = np.random.default_rng(n)
+    intervals = [interval(draw(rng, n)) for _ in range(1000)]
+    assert 0.93 <= np.mean([low <= 0.02 <= high for low, high in intervals]) <= 0.98
+
+
+def test_interval_is_that_of_the_comparison():
+    differences = even(np.random.default_rng(0), 20)
+    found = compare(scores(differences), scores(np.zeros(20)), "WT", "Dice")
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_no_interval_below_the_least_number_of_cases():
     rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(60):
-        differences = rng.normal(0.02, 0.05, 40)
-        reference = rng.uniform(0.5, 0.9, 40)
-        found = compare(scores(reference + differences), scores(reference), "WT", "Dice")
-        covered += found.low <= 0.02 <= found.high
-        half_width = stats.t.ppf(0.975, 39) * differences.std(ddof=1) / np.sqrt(40)
-        assert found.high - found.low == pytest.approx(2 * half_width, rel=0.25)
-    assert 50 <= covered <= 60
+    for n in range(1, LEAST_CASES):
+        found = compare(scores(rng.normal(0.2, 0.001, n)), scores(np.zeros(n)), "WT", "Dice")
+        assert (found.n, found.low, found.high) == (n, None, None)
+        assert found.difference == pytest.approx(0.2, abs=0.01)
+    found = compare(scores(np.full(LEAST_CASES, 0.5)), scores(np.full(LEAST_CASES, 0.25)), "WT", "Dice")
+    assert (found.difference, found.low, found.high) == (0.25, None, None)  # nothing says how much it varies
+
+
+def test_an_invented_region_counts_0_against_1():
+    """In 10 of 20 cases the truth has no enhancing tumour."""
+    right = {f"case_{i}": {"ET": {"Dice": None if i < 10 else 0.8, "HD95": None if i < 10 else 2.0}} for i in range(20)}
+    inventing = {case: {"ET": {"Dice": 0.0, "HD95": 373.0}} if i < 10 else right[case] for i, case in enumerate(right)}
+    for metric, difference in (("Dice", -0.5), ("HD95", 186.5)):
+        for region in ("ET", "mean"):
+            found = compare(inventing, right, region, metric)
+            assert (found.n, found.dropped, found.difference) == (20, 0, difference)
+            assert found.p < 0.01
+            assert compare(right, inventing, region, metric).difference == -difference
+        same = compare(right, right, "ET", metric)
+        assert (same.n, same.dropped, same.difference) == (10, 10, 0.0)
+    empty = {case: {"ET": {"Dice": None}} for case in right}
+    assert compare(empty, empty, "ET", "Dice") == (0, 20, None, None, None, None)
+
+
+def test_means_over_regions_are_over_the_same_ones():
+    """Who rightly leaves out the enhancing tumour is not worse than who finds the rest as well and invents one."""
+    right = {f"case_{i}": {"WT": {"Dice": 0.9}, "TC": {"Dice": 0.6}, "ET": {"Dice": None}} for i in range(3)}
+    inventing = {f"case_{i}": {"WT": {"Dice": 0.9}, "TC": {"Dice": 0.6}, "ET": {"Dice": 0.0}} for i in range(3)}
+    assert compare(inventing, right, "mean", "Dice").difference == pytest.approx(-1 / 3)
 
 
 def test_only_cases_that_both_have_count():
     mine = {**scores([0.5, 0.6, None, 0.9]), "other": {"WT": {"Dice": 0.0}}}
     theirs = scores([0.4, 0.4, 0.2, None])
     found = compare(mine, theirs, "WT", "Dice")
-    assert found.n == 2
-    assert found.difference == pytest.approx(0.15)
-    assert compare(scores([0.5]), scores([0.4]), "WT", "Dice") is None
-    assert compare(mine, theirs, "ET", "Dice") is None
+    assert (found.n, found.dropped) == (4, 0)
+    assert found.difference == pytest.approx(np.mean([0.1, 0.2, 1 - 0.2, 0.9 - 1]))
+    assert compare(mine, theirs, "ET", "Dice")[:3] == (0, 4, None)
+    assert compare(mine, {"elsewhere": {}}, "WT", "Dice") is None
 
 
 def test_mean_is_over_the_regions_that_a_case_has():
@@ -49,7 +103,7 @@ def test_mean_is_over_the_regions_that_a_case_has():
 
 
 def test_no_difference_has_no_p():
-    assert compare(scores([0.5, 0.6]), scores([0.5, 0.6]), "WT", "Dice") == (2, 0.0, 0.0, 0.0, None)
+    assert compare(scores([0.5, 0.6]), scores([0.5, 0.6]), "WT", "Dice") == (2, 0, 0.0, None, None, None)
 
 
 def test_the_same_twice():

@@ -158,6 +158,11 @@ def test_anisotropic_spacing_is_halved_in_plane_first(dataset):
     [
         (["7", "--name", "new", "slice_fraction=1.5"], "slice_fraction = 1.5 is not possible"),
         (["7", "--name", "new", "slice_fractoin=0.5"], "Did you mean slice_fraction"),
+        (
+            ["7", "--name", "new", "rgb_channels=[0,0,1]"],
+            "rgb_channels = (0, 0, 1) is not possible: it has to be channel",
+        ),
+        (["7", "--name", "new", "class_weights=[1,2,3]"], "has to be null, or 2 numbers, one for each region"),
         (["7", "--name", "new", "slice_fraction"], "not of the form key=value"),
         (["7", "--name", "new", "enable_sam2=false", "enable_unet_decoder=false"], "nothing is left"),
         (["7", "--name", "3d_fullres", "fusion=fixed"], "exists already"),
@@ -166,8 +171,11 @@ def test_anisotropic_spacing_is_halved_in_plane_first(dataset):
         (["7", "--name", "new", "--base", "3d_full"], "It has: 2d, 3d_fullres, cascade"),
         (["7", "--name", "new", "--base", "2d"], "two-dimensional"),
         (["7", "--name", "new", "--base", "cascade"], "second stage of a cascade"),
-        (["7", "--name", "new", "--base", "orphan"], "inherits from nothing that exists"),
-        (["7", "--name", "new", "--base", "odd"], "the autosam2 block of the plans has to map"),
+        (["7", "--name", "new", "--base", "orphan"], "configurations.orphan is incomplete"),
+        (
+            ["7", "--name", "new", "--base", "odd"],
+            "configurations.odd: autosam2: Input should be a valid dictionary, found 5",
+        ),
         (["7", "--name", "new", "--patch-size", "30", "32", "32"], "32 32 32 is the next size up"),
         (["7", "--name", "new", "--patch-size", "8", "8", "8"], "too small"),
         (["7", "--name", "new", "--patch-size", "0", "64", "64"], "too small"),
@@ -195,6 +203,27 @@ def test_refused_in_one_line_with_the_plans_untouched(dataset, arguments, messag
     assert result.output.startswith("Error: ")
     assert result.output.count("\n") == 1
     assert (path.read_bytes(), sorted(os.listdir(dataset))) == before
+
+
+@pytest.mark.parametrize("key", ["sam2_checkpoint", "backbone_checkpoint"])
+def test_a_named_file_has_to_be_there_and_is_stored_with_its_whole_path(dataset, tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("there.pt").touch()
+    for number, given in enumerate(
+        ("there.pt", "./preprocessed/../there.pt", "~/there.pt", str(tmp_path / "there.pt"))
+    ):
+        result = configure("7", "--name", f"new_{number}", f"{key}={given}", "backbone=plans")
+        assert result.exit_code == 0, result.output
+        assert resolved(dataset, f"new_{number}")["autosam2"][key] == str(tmp_path / "there.pt")
+    before = (dataset / f"{PLAIN}.json").read_bytes()
+    for given in ("gone.pt", "preprocessed", "~nobody-of-this-name/x.pt", "x" * 300, "a\\u0000b"):
+        result = configure("7", "--name", "new", f'{key}="{given}"', "backbone=plans")
+        assert result.exit_code == 1, result.output
+        assert isinstance(result.exception, SystemExit)
+        assert result.output.startswith(f"Error: {key} = ")
+        assert result.output.count("\n") == 1
+    assert (dataset / f"{PLAIN}.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"configurations": 3}'])

@@ -56,6 +56,15 @@ def source(template: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(template, tmp_path / "brats"))
 
 
+def make_many(source: Path) -> None:
+    """62 cases, for a conversion that takes its time."""
+    for number in range(3, 63):
+        case = source / f"phantom_{number:03d}"
+        case.mkdir()
+        for file in (source / "phantom_001").iterdir():
+            os.link(file, case / file.name.replace("phantom_001", case.name))
+
+
 @pytest.mark.parametrize(
     ("options", "channels"), [([], "T1, T1ce, T2, Flair"), (["--modalities", "flair,t1ce"], "T1ce, Flair")]
 )
@@ -159,7 +168,7 @@ def blank(case: Path) -> None:
     ],
 )
 def test_data_that_cannot_be_used(source: Path, tmp_path: Path, damage: Callable[[Path], None], expected: str):
-    """One line that names the file, one with the remedy, and a raw folder as it was; with --skip-invalid the rest."""
+    """One line that names the file, one with the remedy, and no data set; with --skip-invalid the rest."""
     damage(source / "phantom_002")
     raw = tmp_path / "raw"
     (raw / "Dataset001_Mine" / "imagesTr").mkdir(parents=True)
@@ -172,10 +181,12 @@ def test_data_that_cannot_be_used(source: Path, tmp_path: Path, damage: Callable
     problem, remedy = result.stderr[result.stderr.index("Error: ") :].splitlines()
     assert expected in problem
     assert remedy.startswith("Cases that cannot be used: 1. --skip-invalid leaves them out, 1 remain.")
-    assert contents(raw) == before
+    hidden = raw / ".Dataset005_Phantom_unfinished"
+    assert contents(raw).keys() - before.keys() == {str(hidden), str(hidden / "checks.jsonl")}
 
     result = run_here(source, raw, "--skip-invalid")
     assert result.exit_code == 0, result.stderr
+    assert "check:" not in result.stderr
     *_, left_out, reason = result.stdout.splitlines()
     assert left_out == "Left out, with --skip-invalid: 1 (phantom_002)"
     assert reason.startswith("  ")
@@ -210,9 +221,9 @@ def test_an_error_of_the_installed_command(source: Path, tmp_path: Path):
     assert lines == [
         f"Error: {source}/phantom_002/phantom_002_t2.nii.gz is missing.",
         "Cases that cannot be used: 1. --skip-invalid leaves them out, 1 remain. "
-        "--modalities t1,t1ce,flair takes what every case has.",
+        "--modalities t1,t1ce,flair takes what every case has. What was found is kept in "
+        f"{tmp_path}/raw/.Dataset005_Phantom_unfinished: files that stay as they are are not read again.",
     ]
-    assert not (tmp_path / "raw").exists()
 
 
 def test_unset_raw_folder_and_impossible_options(source: Path, tmp_path: Path):
@@ -220,16 +231,14 @@ def test_unset_raw_folder_and_impossible_options(source: Path, tmp_path: Path):
     assert (result.returncode, result.stderr[:28]) == (1, "Error: nnUNet_raw is not set")
     result = run_here(source, tmp_path / "raw", "--modalities", "t1,dwi")
     assert (result.exit_code, "'dwi'" in result.stderr) == (1, True)
+    result = run_here(source, tmp_path / "raw", "--modalities", "t1,flair,t1")
+    assert (result.exit_code, result.stderr) == (1, "Error: --modalities: t1 is named twice: name it once.\n")
     assert run_here(source, tmp_path / "raw", "--release", "2012").exit_code == 2
     assert not (tmp_path / "raw").exists()
 
 
 def test_goes_on_after_it_was_killed(source: Path, tmp_path: Path):
-    for number in range(3, 63):
-        case = source / f"phantom_{number:03d}"
-        case.mkdir()
-        for file in (source / "phantom_001").iterdir():
-            os.link(file, case / file.name.replace("phantom_001", case.name))
+    make_many(source)
     unfinished = tmp_path / "raw" / ".Dataset005_Phantom_unfinished" / "Dataset005_Phantom"
     process = start(source, tmp_path / "raw")
     while not list(unfinished.glob("labelsTr/*")):
@@ -249,3 +258,126 @@ def test_goes_on_after_it_was_killed(source: Path, tmp_path: Path):
     assert len(files) == 62 * 5 > len(finished)
     assert {name: files[name] for name in finished} == finished
     assert all(nibabel.load(file).shape == (24, 24, 24) for file in folder.glob("*/*"))
+
+
+@pytest.mark.parametrize("skip", [[], ["--skip-invalid"]])
+def test_what_systems_and_tools_leave_drops_no_case(source: Path, tmp_path: Path, skip: list[str]):
+    for folder in ("__MACOSX/phantom_001", "phantom_001/@eaDir", "@eaDir/phantom_002", ".ipynb_checkpoints", "logs",
+                   "HGG/phantom_001", ".trash/phantom_002", "backup/phantom_002"):  # fmt: skip
+        (source / folder).mkdir(parents=True)
+    for file in source.glob("phantom_*/phantom_*.nii.gz"):
+        (file.parent / f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    (source / "backup" / "phantom_002" / "._phantom_002_t1.nii.gz").touch()
+    shutil.copytree(source / "phantom_001", source / "__MACOSX" / "phantom_001", dirs_exist_ok=True)
+    shutil.copytree(source / "phantom_002", source / ".trash" / "phantom_002", dirs_exist_ok=True)
+    result = run_here(source, tmp_path / "raw", *skip)
+    assert result.exit_code == 0, result.stderr
+    assert "in imagesTr and labelsTr: 2" in result.stdout
+    (empty,) = (line for line in result.stdout.splitlines() if line.startswith("Empty folders, which are no cases: "))
+    assert [Path(name).relative_to(source).as_posix() for name in empty[empty.index("(") + 1 : -1].split(", ")] == [
+        "logs", "HGG/phantom_001", "backup/phantom_002",
+    ]  # fmt: skip
+
+
+def test_one_dataset_id_is_for_one_process(source: Path, tmp_path: Path):
+    """Also under two names; the other one is refused before it checks anything."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    holder = "import sys, time; from pathlib import Path; from nnunet_autosam2.staging import locked\n"
+    holder += "with locked(Path(sys.argv[1]), 'Dataset005'): print('locked', flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, raw / "Dataset005_Other"], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        result = run_here(source, raw)
+        other.kill()
+    assert result.exit_code == 1
+    assert "check:" not in result.stderr
+    assert f"Another process writes {raw / 'Dataset005'}: wait until it is done" in result.stderr
+    assert run_here(source, raw).exit_code == 0  # the lock went with its process
+    assert [path.name for path in raw.iterdir()] == ["Dataset005_Phantom"]
+
+
+def test_two_conversions_at_once_make_one_data_set(source: Path, tmp_path: Path):
+    raw = tmp_path / "raw"
+    make_many(source)
+    processes = [start(source, raw, "-n", name) for name in ("One", "Two", "Three")]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 1, 1], said
+    (folder,) = raw.iterdir()
+    assert (folder / "dataset.json").is_file()
+    refused = [text.splitlines()[-1] for process, text in zip(processes, said, strict=True) if process.returncode]
+    assert all("Another process writes" in line or "belongs to" in line for line in refused), refused
+
+
+def test_a_target_that_cannot_be_written_is_found_first(source: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "raw", Path("/proc/raw"), Path("/dev/full/raw")):
+        result = run_here(source, place)
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()  # and so no bar of the checks
+        assert line.startswith(f"Error: {place / 'Dataset005_Phantom'} cannot be written: ")
+
+
+def test_checks_that_were_killed_go_on(source: Path, tmp_path: Path):
+    make_many(source)
+    kept = tmp_path / "raw" / ".Dataset005_Phantom_unfinished" / "checks.jsonl"
+    process = start(source, tmp_path / "raw")
+    while not (kept.is_file() and kept.read_text().count("\n") > 3):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    checked = kept.read_text().count("\n")
+    result = run_here(source, tmp_path / "raw")
+    assert result.exit_code == 0, result.stderr
+    assert checked == 62 or f"| {62 - checked}/{62 - checked} [" in result.stderr
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["Dataset005_Phantom"]
+
+
+def unfinished_conversion(source: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Path:
+    """Ends before dataset.json is written."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nnunet_autosam2.dataset_conversion.brats.generate_dataset_json", full)
+        assert run_here(source, raw, *options).exit_code == 1
+    return raw / ".Dataset005_Phantom_unfinished" / "Dataset005_Phantom"
+
+
+@pytest.mark.parametrize("options", [[], ["--link"]])
+@pytest.mark.parametrize("planted", ["labelsTr", "imagesTr/phantom_001_0000.nii.gz", "dataset.json", "labelsTr/x"])
+def test_links_in_an_unfinished_conversion_lead_nowhere(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str, options: list[str]
+):
+    staged = unfinished_conversion(source, tmp_path / "raw", monkeypatch, *options)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "dataset.json").write_text("mine")
+    path = staged / planted
+    if path.exists():
+        path.rename(tmp_path / "aside")
+    path.symlink_to(elsewhere / "dataset.json" if planted.endswith(("json", "gz")) else elsewhere)
+    result = run_here(source, tmp_path / "raw", *options)
+    assert result.exit_code == 1
+    assert f"{path} is a link to {elsewhere}" in result.stderr
+    assert [(file.name, file.read_text()) for file in elsewhere.iterdir()] == [("dataset.json", "mine")]
+    assert not (tmp_path / "raw" / "Dataset005_Phantom").exists()
+    path.unlink()
+    assert run_here(source, tmp_path / "raw", *options).exit_code == 0
+
+
+@pytest.mark.parametrize("planted", ["dataset.json", "../state.json", "../checks.jsonl"])
+def test_files_that_somebody_else_has_linked_are_not_written_to(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+):
+    staged = unfinished_conversion(source, tmp_path / "raw", monkeypatch)
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text('{"mine": 1}')
+    (staged / planted).unlink(missing_ok=True)
+    os.link(foreign, staged / planted)
+    assert run_here(source, tmp_path / "raw").exit_code == 0
+    assert foreign.read_text() == '{"mine": 1}'

@@ -1,9 +1,12 @@
 import csv
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +18,24 @@ from nnunet_autosam2.dataset_conversion.phantom import write_phantom
 from nnunet_autosam2.dataset_conversion.predictions import predictions_to_brats
 from nnunet_autosam2.evaluation.brats_metrics import evaluate
 from nnunet_autosam2.evaluation.pairs import find_pairs
+from nnunet_autosam2.staging import staged_folder
 
 CASES = [f"phantom_{number:03d}" for number in range(1, 5)]
 
 
-def run(*arguments: Path | str, **variables: Path) -> subprocess.CompletedProcess[str]:
+def start(*arguments: Path | str, **variables: Path) -> subprocess.Popen[str]:
     script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert script is not None, "autosam2 is not installed"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
     environment = {**inherited, **{name: str(value) for name, value in variables.items()}}
     command = [sys.executable, script, "evaluate", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*arguments: Path | str, **variables: Path) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments, **variables)
+    stdout, stderr = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
@@ -91,11 +101,40 @@ def test_files_in_the_numbers_of_brats(training: Path):
     for case in CASES[2:]:
         shutil.copy(training / "brats" / case / f"{case}_seg.nii.gz", truth / f"{case}.nii.gz")
     predictions_to_brats(validation, predictions)
-    result = run(predictions, truth, "--labels", "brats2021", "-o", training / "output")
-    assert result.returncode == 0, result.stderr
-    in_brats = json.loads((training / "output" / "scores.json").read_text())
     in_nnunet = evaluate(find_pairs(validation, training / "raw" / "Dataset005_Phantom" / "labelsTr").pairs)
-    assert in_brats["cases"] == in_nnunet
+    dataset_json = predictions / "dataset.json"
+    for options, reason in (("--labels", "brats2021"), "brats2021, as given"), ((), f"of {dataset_json}"):
+        result = run(predictions, truth, *options, "-o", training / f"output_{len(options)}")
+        assert result.returncode == 0, result.stderr
+        assert f"Labels: WT 1 2 4; TC 1 4; ET 4 ({reason})" in result.stdout.replace("WT 2 1 4", "WT 1 2 4")
+        in_brats = json.loads((training / f"output_{len(options)}" / "scores.json").read_text())
+        assert in_brats["cases"] == in_nnunet
+        assert sorted(in_brats["labels"]["WT"]) == [1, 2, 4]
+    dataset_json.unlink()
+    (line,) = [line for line in errors(run(predictions, truth)) if not line.startswith("labels:")]
+    assert "The labels that occur, 0, 1, 2, 4, fit brats2021 and brats2023 and ped2024" in line
+
+
+def test_folds_with_a_patient_on_both_sides_are_warned_of(training: Path):
+    """The first and the third case are scans of one patient."""
+    names = dict(zip(CASES, ("BraTS-MET-1-0", "BraTS-MET-2-0", "BraTS-MET-1-1", "BraTS-MET-3-0"), strict=True))
+    for file in files_in(training):
+        if (case := file.name.removesuffix(".nii.gz")) in names:
+            file.rename(file.with_name(f"{names[case]}.nii.gz"))
+    splits = training / "preprocessed" / "Dataset005_Phantom" / "splits_final.json"
+    for case, name in names.items():
+        splits.write_text(splits.read_text().replace(case, name))
+    result = run(model_of(training), "-np", "1", nnUNet_preprocessed=training / "preprocessed")
+    assert result.returncode == 0, result.stderr
+    expected = [
+        f"Fold {fold}: 1 of 2 validation cases are of patients whose other scans it trains on (BraTS-MET-1), so that "
+        "its scores are too high."
+        for fold in (0, 1)
+    ]
+    assert [line for line in result.stderr.splitlines() if line.startswith("WARNING")] == [
+        f"WARNING: {line}" for line in expected
+    ]
+    assert json.loads((model_of(training) / "evaluation" / "scores.json").read_text())["warnings"] == expected
 
 
 def test_problems_are_lines_and_nothing_is_written(training: Path):
@@ -119,3 +158,77 @@ def test_output_with_files_in_it_is_left_alone(training: Path):
     (line,) = errors(run(folder.parent, nnUNet_raw=training / "raw"))
     assert line == f"Error: {folder} is not empty: remove it or choose another folder."
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
+def is_running(process: int) -> bool:
+    """A zombie has ended, and waits for whoever inherited it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_the_command(tmp_path: Path, number: signal.Signals):
+    cube = np.zeros((130, 130, 130), np.uint8)
+    for label, margin in enumerate((20, 30, 40), 1):
+        cube[margin:-margin, margin:-margin, margin:-margin] = label
+    for folder in ("predicted", "labels"):
+        (tmp_path / folder).mkdir()
+        for case in CASES:
+            sitk.WriteImage(sitk.GetImageFromArray(cube), tmp_path / folder / f"{case}.nii.gz")
+    before = files_in(tmp_path)
+    process = start(tmp_path / "predicted", tmp_path / "labels", "-np", "2")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(workers := children.read_text().split()) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 10
+    while any(is_running(int(worker)) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+        with staged_folder(tmp_path / "predicted" / "evaluation") as staged:  # as the next evaluation does
+            assert list(staged.iterdir()) == []
+        (tmp_path / "predicted" / "evaluation").rmdir()
+    else:
+        assert process.returncode == 128 + number
+    assert files_in(tmp_path) == before
+    assert [path.name for path in tmp_path.rglob(".*")] == []
+
+
+def test_names_that_a_spreadsheet_would_compute_and_files_of_systems(training: Path):
+    validation = model_of(training) / "fold_0" / "validation"
+    truth = training / "raw" / "Dataset005_Phantom" / "labelsTr"
+    folders = [training / "odd", training / "odd_labels"]
+    for folder, source in zip(folders, (validation, truth), strict=True):
+        folder.mkdir()
+        shutil.copy(source / "phantom_001.nii.gz", folder / "=1+1.nii.gz")
+        (folder / "._=1+1.nii.gz").write_bytes(b"resource fork of macOS")
+    (folders[0] / "@eaDir").mkdir()
+    result = run(*folders)
+    assert result.returncode == 0, result.stderr
+    with (folders[0] / "evaluation" / "scores.csv").open(newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"'=1+1"}
+
+
+def test_noise_in_labels_and_probabilities_in_their_place(training: Path):
+    validation = model_of(training) / "fold_0" / "validation"
+    truth = training / "raw" / "Dataset005_Phantom" / "labelsTr"
+    expected = evaluate(find_pairs(validation, truth, chill=True).pairs)
+    image = sitk.ReadImage(validation / "phantom_001.nii.gz")
+    voxels = sitk.GetArrayFromImage(image).astype(np.float32)
+    for noisy in (voxels * np.float32(1.0000001), voxels * np.float32(0.9999999)):
+        changed = sitk.GetImageFromArray(noisy)
+        changed.CopyInformation(image)
+        sitk.WriteImage(changed, validation / "phantom_001.nii.gz")
+        assert evaluate(find_pairs(validation, truth, chill=True).pairs) == expected
+    changed = sitk.GetImageFromArray(np.random.default_rng(0).random(voxels.shape, np.float32))
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, validation / "phantom_001.nii.gz")
+    (line,) = errors(run(validation, nnUNet_raw=training / "raw"))
+    assert len(line) < 500
+    assert re.search(r"has the labels 0\.\d+, .* and [\d]+ more: expected 0, 1, 2, 3\.", line)

@@ -94,3 +94,20 @@ def test_code_is_refused_and_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "trace").exists()
     torch.load("checkpoint.pth", weights_only=False)  # the trap works
     assert (tmp_path / "trace").exists()
+
+
+def test_nothing_in_a_file_acts_on_the_terminal_or_floods_it(tmp_path):
+    checkpoint = make_checkpoint()
+    forged = "x\x1b[2K\x1b[1A\rtrainer        nnUNetTrainer\nSAFE"
+    checkpoint["trainer_name"] = forged
+    checkpoint["init_args"]["plans"]["dataset_name"] = "D" * 17_000_000
+    checkpoint["init_args"]["fold"] = "\u202e0"
+    checkpoint[f"key{forged}"] = 1
+    checkpoint["network_weights"][f"part.{forged}.weight"] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / "checkpoint_final.pth")
+    plain, tensors = (inspect(tmp_path / "checkpoint_final.pth", *options) for options in ([], ["--tensors"]))
+    for result in (plain, tensors):
+        assert result.exit_code == 0, result.output
+        assert all(line.isprintable() for line in result.output.split("\n"))
+        assert len(result.output) < 10_000
+        assert sum(line.startswith(("trainer", "SAFE")) for line in result.output.splitlines()) == 1

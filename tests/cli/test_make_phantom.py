@@ -34,3 +34,14 @@ def test_errors_are_one_line_and_write_nothing(tmp_path: Path):
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"Error: {tmp_path} is not empty: remove it or choose another folder.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_whose_name_is_no_text_is_one_line(tmp_path: Path):
+    """SimpleITK would end the process."""
+    result = run(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"), "--cases", 1, "--size", 24, 24, 24)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        rf"Error: {tmp_path}/\xff has a name with control characters or bytes that are not UTF-8: rename it, "
+        "or choose another."
+    ]
+    assert list(tmp_path.iterdir()) == []

@@ -30,7 +30,7 @@ def test_labels_of_brats(predictions: Path, tmp_path: Path):
     result = run(predictions, tmp_path / "brats")
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{tmp_path / 'brats'}: 1 files with the labels of BraTS 2018-2021\n"
-    assert [file.name for file in (tmp_path / "brats").iterdir()] == ["case.nii.gz"]
+    assert sorted(file.name for file in (tmp_path / "brats").iterdir()) == ["case.nii.gz", "dataset.json"]
     labels = np.asanyarray(nibabel.load(tmp_path / "brats" / "case.nii.gz").dataobj)
     np.testing.assert_array_equal(labels[:, 0, 0], [0, 2, 1, 4])
 
@@ -61,3 +61,13 @@ def test_output_with_files_in_it_is_left_alone(predictions: Path, tmp_path: Path
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"Error: {tmp_path} is not empty: remove it or choose another folder.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
+
+
+def test_labels_are_not_converted_twice(predictions: Path, tmp_path: Path):
+    """In 2023's numbers a second time would fit as well, and 1 and 2 would change places."""
+    assert run(predictions, tmp_path / "brats", "--release", "2023-gli").returncode == 0
+    for options in ((), ("--release", "2023-gli")):
+        result = run(tmp_path / "brats", tmp_path / "again", *options)
+        assert result.returncode == 1
+        assert "says that the labels beside it are those of 2023-gli already" in result.stderr
+        assert not (tmp_path / "again").exists()

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
-from nnunet_autosam2.dataset_conversion.cases import find_cases, read_tree, releases_by_names
+from nnunet_autosam2.dataset_conversion.cases import find_cases, find_empty, read_tree, releases_by_names
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 
 
@@ -77,3 +77,14 @@ def test_a_folder_without_cases(tmp_path: Path):
     touch(tmp_path / "case" / "notes.txt")
     with pytest.raises(DatasetError, match="holds no case: expected <case>/<case>_"):
         releases_by_names(tmp_path, read_tree(tmp_path))
+
+
+def test_empty_folders_are_cases_only_where_a_case_is_expected(tmp_path: Path):
+    touch(*(tmp_path / "HGG" / name / f"{name}_t1.nii" for name in ("case_001", "case_002")))
+    touch(tmp_path / "case_004" / "._case_004_t1.nii")
+    for name in ("logs", "HGG/empty", "LGG/case_001", "case_003", "__MACOSX/case_005", "HGG/@eaDir", ".trash/case_006"):
+        (tmp_path / name).mkdir(parents=True)
+    tree = read_tree(tmp_path)
+    lost, empty = find_empty(tree, find_cases(tree, RELEASES["2018-2021"]))
+    assert [str(path.relative_to(tmp_path)) for path in lost] == ["case_003", "case_004"]
+    assert [str(path.relative_to(tmp_path)) for path in empty] == ["logs", "HGG/empty", "LGG/case_001"]

@@ -1,4 +1,5 @@
 import gzip
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ def overwrite(file: Path, values: np.ndarray, affine: np.ndarray | None = None) 
 
 
 def assert_refused(source: Path, output: Path, *expected: str) -> None:
-    """One line for each of `expected`, in this order, a last one with the remedy, and nothing written."""
+    """One line for each of `expected`, in this order, a last one with the remedy, and no data set."""
     with pytest.raises(DatasetError) as caught:
         convert_brats(source, 5, "Phantom", output=output)
     *lines, remedy = str(caught.value).splitlines()
@@ -28,7 +29,13 @@ def assert_refused(source: Path, output: Path, *expected: str) -> None:
     assert len(lines) == len(expected), lines
     for line, part in zip(lines, expected, strict=True):
         assert part in line
-    assert not output.exists()
+    assert_only_checks(output, "Dataset005_Phantom")
+
+
+def assert_only_checks(output: Path, dataset: str) -> None:
+    """What was found is all that is kept."""
+    hidden = output / f".{dataset}_unfinished"
+    assert sorted(path for path in output.rglob("*")) == [hidden, hidden / "checks.jsonl"]
 
 
 def test_all_problems_come_at_once(source: Path, tmp_path: Path):
@@ -47,7 +54,6 @@ def test_all_problems_come_at_once(source: Path, tmp_path: Path):
     shutil.copytree(second, source / "HGG" / "phantom_003")
     for file in (source / "HGG" / "phantom_003").iterdir():
         file.rename(file.with_name(file.name.replace("002", "003")))
-    (source / "phantom_003").mkdir()
     assert_refused(
         source,
         tmp_path / "raw",
@@ -63,7 +69,6 @@ def test_all_problems_come_at_once(source: Path, tmp_path: Path):
         "phantom_003_t1ce.nii.gz is missing.",
         "phantom_003_t2.nii.gz has voxels that are infinite or not a number.",
         "phantom_003_flair.nii.gz cannot be read",
-        "brats/phantom_003 is empty.",
     )
 
 
@@ -104,7 +109,8 @@ def test_invalid_cases_can_be_left_out(source: Path, tmp_path: Path):
     with pytest.raises(DatasetError, match="Cases that cannot be used: 2") as caught:
         convert_brats(source, 6, "Nothing", output=tmp_path / "raw", skip_invalid=True)
     assert "--skip-invalid" not in str(caught.value)
-    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["Dataset005_Phantom"]
+    names = sorted(path.name for path in (tmp_path / "raw").iterdir())
+    assert names == [".Dataset006_Nothing_unfinished", "Dataset005_Phantom"]
 
 
 def test_ambiguous_labels_ask_for_the_release(publish: Callable[[str], Path], tmp_path: Path):
@@ -116,7 +122,53 @@ def test_ambiguous_labels_ask_for_the_release(publish: Callable[[str], Path], tm
     assert "give --release 2023-ped or --release 2024-ped" in ambiguous
     assert missing.endswith("BraTS-PED-00002-000-t1n.nii.gz is missing.")
     assert summary.startswith("Cases that cannot be used: 1.")
-    assert not (tmp_path / "raw").exists()
+    assert_only_checks(tmp_path / "raw", "Dataset005_Children")
+
+
+def test_only_what_has_changed_is_checked_again(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    missing = source / "phantom_002" / "phantom_002_t2.nii.gz"
+    aside = missing.rename(tmp_path / "aside")
+    for total in (2, None):
+        with pytest.raises(DatasetError, match=r"phantom_002_t2.nii.gz is missing.*\n.*What was found is kept in"):
+            convert_brats(source, 5, "Phantom", output=tmp_path / "raw")
+        said = capsys.readouterr().err
+        assert f"{total}/{total}" in said if total else "check:" not in said
+    kept = tmp_path / "raw" / ".Dataset005_Phantom_unfinished" / "checks.jsonl"
+    kept.write_text(kept.read_text() + '["cut o')
+    aside.rename(missing)
+    assert len(convert_brats(source, 5, "Phantom", output=tmp_path / "raw").training_cases) == 2
+    said = capsys.readouterr().err
+    assert "check: 100%" in said
+    assert "| 1/1" in said
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["Dataset005_Phantom"]
+
+
+def test_names_that_are_no_text_are_one_line_each(source: Path, tmp_path: Path):
+    bad = os.fsencode(source / "caf") + b"\xe9\n"
+    shutil.copytree(os.fsencode(source / "phantom_002"), bad)
+    for name in os.listdir(bad):
+        os.rename(bad + b"/" + name, bad + b"/" + name.replace(b"phantom_002", b"caf\xe9\n"))
+    dataset = convert_brats(source, 5, "Phantom", output=tmp_path / "raw", skip_invalid=True)
+    assert dataset.training_cases == ["phantom_001", "phantom_002"]
+    (lines,) = dataset.left_out.values()
+    assert len(lines) == 5
+    assert all(line.isprintable() and r"caf\xe9\n has a name" not in line and "rename it" in line for line in lines)
+
+
+def test_noise_in_labels_is_rounded(source: Path, tmp_path: Path):
+    """A scale factor in the header leaves it."""
+    file = source / "phantom_001" / "phantom_001_seg.nii.gz"
+    labels = voxels(file)
+    overwrite(file, (labels * np.float32(1.0000001)).astype(np.float32))
+    other = source / "phantom_002" / "phantom_002_seg.nii.gz"
+    overwrite(other, np.where(voxels(other) == 4, 3.9999998, voxels(other)).astype(np.float64))
+    folder = convert_brats(source, 5, "Phantom", output=tmp_path / "raw").folder
+    expected = np.array([0, 2, 1, 255, 3])[labels]
+    np.testing.assert_array_equal(voxels(folder / "labelsTr" / "phantom_001.nii.gz"), expected)
+    assert set(np.unique(voxels(folder / "labelsTr" / "phantom_002.nii.gz"))) == {0, 1, 2, 3}
+    overwrite(file, np.where(labels == 4, 2.5, labels).astype(np.float32))
+    with pytest.raises(DatasetError, match=r"does not know: 2\.5\. It knows 0, 1, 2, 4\."):
+        convert_brats(source, 6, "Phantom", output=tmp_path / "raw")
 
 
 def test_problems_of_the_decathlon(publish: Callable[[str], Path], tmp_path: Path):

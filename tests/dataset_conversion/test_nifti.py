@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_autosam2.dataset_conversion.nifti import Geometry, read_volume, relabel, take_channel, unknown_labels
+from nnunet_autosam2.dataset_conversion.nifti import (
+    Geometry,
+    listed_labels,
+    read_volume,
+    relabel,
+    take_channel,
+    unknown_labels,
+)
 from nnunet_autosam2.errors import DatasetError
 
 GRID = Geometry((4, 5, 6), (1.0, 1.0, 2.0), (0.0, -239.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
@@ -139,3 +146,43 @@ def test_labels_are_replaced_at_once(tmp_path: Path):
     file.write_bytes(content)
     relabel(file, tmp_path / "b.nii.gz", {0: 0, 1: 2, 2: 1})
     assert np.asanyarray(nibabel.load(tmp_path / "b.nii.gz").dataobj).ravel().tolist() == [0, 2, 1]
+
+
+def test_a_failed_checksum_is_called_so(tmp_path: Path):
+    """In a file of one block and in one that is far longer than what a reader of the header sees."""
+    for number, side in enumerate((4, 60)):
+        voxels = np.random.default_rng(0).integers(0, 999, (side,) * 3, np.int16)
+        whole = save(tmp_path / f"{number}.nii.gz", voxels).read_bytes()
+        for position in (-8, -4):
+            content = bytearray(whole)
+            content[position] ^= 1
+            file = tmp_path / f"{number}.nii.gz"
+            file.write_bytes(content)
+            with pytest.raises(DatasetError, match=r"the checksum of its compression is wrong, so that it is damaged"):
+                read_volume(file)
+    file.write_bytes(whole + b"what a tape adds")
+    np.testing.assert_array_equal(read_volume(file)[1], voxels)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_noise_of_labels_is_rounded_and_nothing_else(tmp_path: Path, dtype: type):
+    voxels = np.array([0, 1.0000001, 2.0000002, 3.9999998, -1e-7, 2, 4, 0], dtype).reshape(2, 2, 2)
+    file = save(tmp_path / "labels.nii.gz", voxels)
+    assert unknown_labels(read_volume(file)[1], (0, 1, 2, 4)) == []
+    relabel(file, tmp_path / "after.nii.gz", {0: 0, 1: 2, 2: 1, 4: 3})
+    after = nibabel.load(tmp_path / "after.nii.gz")
+    assert after.get_data_dtype() == dtype
+    np.testing.assert_array_equal(after.dataobj, np.array([0, 2, 1, 3, 0, 1, 3, 0]).reshape(2, 2, 2))
+    odd = np.array([0.5, 2.002, 3, 1e9, np.nan, np.inf, 0, 1], dtype)
+    assert listed_labels(unknown_labels(odd, (0, 1))) == "0.5, 2.002, 3, 1000000000, inf and 1 more"
+
+
+def test_a_file_of_another_format_brings_no_dump(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    for name, content in (
+        ("a.nii", b"\x89HDF\r\n\x1a\n" + bytes(3000)),
+        ("b.nii.gz", b"\x89HDF\r\n\x1a\n" + bytes(3000)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DatasetError, match="cannot be read as NIfTI"):
+            read_volume(tmp_path / name)
+    assert capfd.readouterr().err == ""

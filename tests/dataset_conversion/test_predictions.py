@@ -6,6 +6,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_autosam2.dataset_conversion.brats import convert_brats
 from nnunet_autosam2.dataset_conversion.predictions import predictions_to_brats, recorded_release
@@ -22,6 +23,16 @@ def test_labels_of_every_release_come_back_bit_by_bit(published: Any, tmp_path: 
     assert (converted.number, converted.release.name) == (2, published.release)
     for case, original in published.segmentations.items():
         assert content(tmp_path / "back" / f"{case}.nii.gz") == content(original)
+    written = json.loads((tmp_path / "back" / "dataset.json").read_text())
+    in_nnunet = json.loads((dataset.folder / "dataset.json").read_text())
+    assert LabelManager(written["labels"], written["regions_class_order"]).has_regions  # nnU-Net takes it
+    assert written["labels"].keys() == in_nnunet["labels"].keys()
+    for case, original in published.segmentations.items():
+        before, after = (
+            nibabel.load(file).get_fdata() for file in (dataset.folder / "labelsTr" / f"{case}.nii.gz", original)
+        )
+        for region, labels in written["labels"].items():
+            np.testing.assert_array_equal(np.isin(before, in_nnunet["labels"][region]), np.isin(after, labels))
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, ">u2"])
@@ -54,6 +65,8 @@ def test_only_segmentations_are_read(source: Path, tmp_path: Path):
     labels = convert_brats(source, 5, "Phantom", output=tmp_path).folder / "labelsTr"
     (labels / "plans.json").write_text("{}")
     (labels / "phantom_001.npz").touch()
+    (labels / "._phantom_001.nii.gz").write_bytes(b"resource fork of macOS")
+    (labels / "@eaDir").mkdir()
     assert predictions_to_brats(labels, tmp_path / "back").number == 2
 
 
@@ -83,7 +96,7 @@ def test_folders_that_do_not_fit_are_refused(source: Path, tmp_path: Path):
 def test_the_release_is_that_of_the_nearest_dataset_json(tmp_path: Path):
     validation = tmp_path / "model" / "fold_0" / "validation"
     validation.mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"validation/dataset.json does not say .* give --release, one of 2018"):
+    with pytest.raises(DatasetError, match=r"validation has no dataset.json .* give --release, one of 2018"):
         recorded_release(validation)
     (tmp_path / "model" / "dataset.json").write_text(json.dumps({"brats_release": "2024-ped"}))
     assert recorded_release(validation).name == "2024-ped"
@@ -93,3 +106,12 @@ def test_the_release_is_that_of_the_nearest_dataset_json(tmp_path: Path):
     (validation / "dataset.json").write_text("{")
     with pytest.raises(DatasetError, match=r"dataset\.json cannot be read"):
         recorded_release(validation)
+
+
+def test_probabilities_in_the_place_of_labels_are_one_short_line(source: Path, tmp_path: Path):
+    labels = convert_brats(source, 5, "Phantom", output=tmp_path).folder / "labelsTr"
+    probabilities = np.random.default_rng(0).random((90, 90, 90), np.float32)
+    nibabel.save(nibabel.Nifti1Image(probabilities, np.eye(4)), labels / "phantom_001.nii.gz")
+    with pytest.raises(DatasetError, match=r"has the labels 0\.\d+, .* and \d+ more: a prediction") as caught:
+        predictions_to_brats(labels, tmp_path / "back")
+    assert len(str(caught.value)) < 1000

@@ -138,12 +138,14 @@ class TestRefused:
     @pytest.mark.slow
     def test_no_checkpoint_at_all(self, planned, small) -> None:
         small("PlainConvUNet")
-        (planned.root / "broken.pth").write_bytes(b"nothing")
         for name in ("missing", "broken"):
+            (planned.root / f"{name}.pth").write_bytes(b"nothing")
             planned.run(
                 "autosam2", "configure", "900", "--base", "small", "--name", name, "backbone=plans",
                 f"backbone_checkpoint={planned.root / name}.pth",
             )  # fmt: skip
+            if name == "missing":
+                (planned.root / "missing.pth").unlink()
             error = self.refused(planned, name)
             assert f"{name}.pth" in error
             assert "Expected a checkpoint that nnU-Net has written." in error

@@ -109,7 +109,8 @@ def test_tables_statistics_and_report(extended, finished: Benchmark) -> None:
     pairs = {(comparison["model"], comparison["reference"]) for comparison in record["comparisons"]}
     assert pairs == {(trainer, TRAINERS[0]) for trainer in finished.trainers[1:]}
     for comparison in record["comparisons"]:
-        assert comparison["low"] <= comparison["difference"] <= comparison["high"]
+        assert -400 < comparison["difference"] < 400
+        assert (comparison["low"], comparison["high"]) == (None, None)  # of four cases at most
     with (output / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(len(fold["cases"]) for model in record["models"] for fold in model["folds"]) * len(REGIONS)
@@ -117,6 +118,8 @@ def test_tables_statistics_and_report(extended, finished: Benchmark) -> None:
     for trainer in finished.trainers:
         assert f"| {trainer}, " in text
         assert trainer in (output / "report" / "index.html").read_text()
+    assert "| Model − reference |" in text
+    assert "Models are compared over the same cases and regions." in text
 
 
 def test_a_finished_benchmark_does_nothing_again(extended, finished: Benchmark) -> None:
@@ -139,6 +142,35 @@ def test_a_fold_that_fails_is_named_and_loses_nothing_else(extended, finished: B
     assert other["folds"][0]["error"] is None
     assert other["folds"][0]["cases"]
     assert "1 of 1 folds failed" in (tmp_path / "benchmark" / "results.md").read_text()
+
+
+def test_ctrl_c_is_one_line_and_leaves_no_process(extended, tmp_path: Path) -> None:
+    """As in a terminal, where it reaches every process that was started."""
+    output, log = tmp_path / "benchmark", f"{TRAINERS[0]}__nnUNetPlans__tiny__fold_1.txt"
+    options = ("-c", "tiny", "--trainers", TRAINERS[0], "--folds", "1", *OPTIONS, "-o", output)
+    run = extended.start("autosam2", "benchmark", "-d", "900", *options)
+    deadline = time.monotonic() + 300
+    while not (output / "logs" / log).is_file():
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "Error: Stopped. Start it again to go on."
+    deadline = time.monotonic() + 60
+    while processes_of_group(run.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def processes_of_group(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,8 @@ class TestRefused:
     def test_wrong_number_of_class_weights(self, planned, edited) -> None:
         edited("bad", autosam2={"sam2_checkpoint": "random", "class_weights": [1, 2]})
         assert "class_weights" in self.refused(planned, "bad")
+        edited("worse", autosam2={"sam2_checkpoint": "random", "rgb_channels": [0, 1, 9]})
+        assert "channel numbers from 0 to 3" in self.refused(planned, "worse")
 
     def test_two_dimensional_configuration(self, planned, edited) -> None:
         edited("bad", patch_size=[32, 32])

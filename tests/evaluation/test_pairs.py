@@ -39,14 +39,21 @@ def test_two_folders(tmp_path: Path):
     (predictions / "plans.json").touch()
     found = find_pairs(predictions, truth)
     assert found.pairs == [Pair(case, predictions / f"{case}.nii.gz", truth / f"{case}.nii.gz") for case in ("a", "b")]
-    assert (found.folds, found.dataset_json) == ([], None)
+    assert (found.folds, found.dataset_jsons) == ([], [])
 
 
 @pytest.mark.parametrize("place", ["predicted", "raw/labelsTr", "raw"])
 def test_dataset_json_beside_predictions_or_truth(tmp_path: Path, place: str):
     predictions, truth = fill(tmp_path / "predicted", "a"), fill(tmp_path / "raw" / "labelsTr", "a")
     (tmp_path / place / "dataset.json").touch()
-    assert find_pairs(predictions, truth).dataset_json == tmp_path / place / "dataset.json"
+    assert find_pairs(predictions, truth).dataset_jsons == [tmp_path / place / "dataset.json"]
+
+
+def test_dataset_json_beside_both_and_not_that_of_any_folder_above(tmp_path: Path):
+    predictions, truth = fill(tmp_path / "predicted", "a"), fill(tmp_path / "raw" / "labels", "a")
+    for folder in (predictions, truth, tmp_path / "raw"):
+        (folder / "dataset.json").touch()
+    assert find_pairs(predictions, truth).dataset_jsons == [predictions / "dataset.json", truth / "dataset.json"]
 
 
 def test_all_folds_and_their_truth(run: Path, tmp_path: Path):
@@ -56,7 +63,7 @@ def test_all_folds_and_their_truth(run: Path, tmp_path: Path):
         Pair(case, run / f"fold_{fold}" / "validation" / f"{case}.nii.gz", truth / f"{case}.nii.gz")
         for case, fold in zip("abcd", (0, 0, 1, 1), strict=True)
     ]
-    assert (found.folds, found.dataset_json) == (["0", "1"], run / "dataset.json")
+    assert (found.folds, found.dataset_jsons) == (["0", "1"], [run / "dataset.json"])
 
 
 @pytest.mark.parametrize("place", ["fold_1", "fold_1/validation"])

@@ -1,13 +1,14 @@
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
 from nnunet_autosam2.dataset_conversion.brats import convert_brats
 from nnunet_autosam2.dataset_conversion.phantom import write_phantom
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.evaluation.regions import NUMBERINGS, numbering_of_dataset
+from nnunet_autosam2.evaluation.regions import NUMBERINGS, choose_numbering, numbering_of_dataset
 
 
 @pytest.mark.parametrize(
@@ -44,12 +45,64 @@ def test_further_labels_are_outside_of_the_regions(tmp_path: Path):
     assert new.tolist() == [0, 2, 1, 3, 0]
 
 
+def test_labels_and_regions_of_any_dataset(tmp_path: Path):
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps({"labels": {"background": 0, "kidney": [1, 2], "tumour": 2, "vein": 5, "ignore": 6}}))
+    numbering = numbering_of_dataset(file)
+    assert (dict(numbering.regions), numbering.ignored) == ({"kidney": (1, 2), "tumour": (2,), "vein": (5,)}, 6)
+    assert sorted(numbering.labels) == [0, 1, 2, 5, 6]
+    assert not numbering.is_brats
+    assert NUMBERINGS["nnunet"].is_brats
+
+
+def write_labels(file: Path, *labels: float) -> Path:
+    nibabel.save(nibabel.Nifti1Image(np.array(labels, np.float32).reshape(-1, 1, 1), np.eye(4)), file)
+    return file
+
+
+def write_dataset_json(file: Path, whole: list[int], core: list[int], enhancing: list[int]) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    regions = {"whole tumor": whole, "tumor core": core, "enhancing tumor": enhancing}
+    file.write_text(json.dumps({"labels": {"background": 0, **regions}}))
+    return file
+
+
+@pytest.mark.parametrize("labels", [(0, 1, 2, 3), (0, 1, 2, 4), (0, 4), (3,), (0, 1), (0, 1, 2, 3, 4)])
+def test_labels_that_fit_two_numberings_are_refused(tmp_path: Path, labels: tuple[int, ...]):
+    file = write_labels(tmp_path / "case.nii.gz", *labels)
+    with pytest.raises(DatasetError, match=r"fit .* and .*, where they mean different things, .* give --labels"):
+        choose_numbering(None, [], [file])
+
+
+def test_labels_that_fit_no_numbering_are_refused_in_one_short_line(tmp_path: Path):
+    file = write_labels(tmp_path / "case.nii.gz", *np.linspace(0, 1, 1000))
+    with pytest.raises(DatasetError, match="fit none of nnunet, brats2021") as caught:
+        choose_numbering(None, [], [file])
+    assert len(str(caught.value)) < 200
+
+
+def test_empty_segmentations_mean_the_same_in_every_numbering(tmp_path: Path):
+    assert choose_numbering(None, [], [write_labels(tmp_path / "case.nii.gz", 0)]).numbering.is_brats
+
+
+def test_predictions_and_truths_in_two_numberings_are_refused(tmp_path: Path):
+    nnunet = write_dataset_json(tmp_path / "predicted" / "dataset.json", [1, 2, 3], [2, 3], [3])
+    brats = write_dataset_json(tmp_path / "truth" / "dataset.json", [1, 2, 3], [1, 3], [3])
+    with pytest.raises(DatasetError, match=rf"different things in {nnunet} .* and {brats} .*TC 1 3"):
+        choose_numbering(None, [nnunet, brats], [])
+    chosen = choose_numbering("brats2023", [nnunet, brats], [])
+    assert chosen.numbering == NUMBERINGS["brats2023"]
+    assert chosen.reason == f"brats2023, as given; {nnunet} says WT 1 2 3; TC 2 3; ET 3"
+    assert choose_numbering(None, [brats, brats], []).numbering.regions["TC"] == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "has no labels of nnU-Net's that can be read"),
         ("{}", "has no labels of nnU-Net's that can be read"),
-        ('{"labels": {"background": 0, "tumour": 1}}', "defines no region named whole tumor, tumor core, enhancing"),
+        ('{"labels": {"background": 0}}', "defines no label but background"),
+        ('{"labels": {"0": "background", "1": "edema"}}', "has labels that are not whole numbers"),
         (
             '{"labels": {"background": 0, "whole tumor": [1, 2], "tumor core": [2, 3], "enhancing tumor": [3]}}',
             r"not nested: enhancing tumor \[3\] has to be within tumor core \[2, 3\], and that within .* \[1, 2\]",

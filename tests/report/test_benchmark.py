@@ -25,9 +25,11 @@ def test_nnunet_comes_first_then_by_fraction(benchmark):
 
 @pytest.mark.parametrize("undefined", [None, float("nan"), float("inf")])
 def test_an_undefined_score_is_left_out(benchmark, undefined):
+    for model in benchmark.content["models"]:
+        case = model["folds"][0]["cases"][0]
+        case["scores"]["ET"]["Dice"] = undefined
+        del case["scores"]["TC"]["Dice"]
     case = benchmark.content["models"][0]["folds"][0]["cases"][0]
-    case["scores"]["ET"]["Dice"] = undefined
-    del case["scores"]["TC"]["Dice"]
     benchmark.write()
     (first, *_) = read_benchmark(benchmark.path).models[0].results()
     assert first.mean_dice() == case["scores"]["WT"]["Dice"]
@@ -50,6 +52,14 @@ def same_title(content: dict) -> None:
     content["models"][1]["title"] = "nnU-Net"
 
 
+def case_twice(content: dict) -> None:
+    content["models"][0]["folds"][0]["cases"] *= 2
+
+
+def fold_twice(content: dict) -> None:
+    content["models"][2]["folds"].append({**content["models"][2]["folds"][1], "cases": []})
+
+
 def unknown_case(content: dict) -> None:
     del content["cases"]["phantom_003"]
 
@@ -61,6 +71,8 @@ def unknown_case(content: dict) -> None:
         (no_models, "models: List should have at least 1 item"),
         (text_for_a_score, "models.0.folds.1.cases.0.scores.WT.Dice: Input should be a valid number"),
         (same_title, "models: the title 'nnU-Net' is there 2 times"),
+        (case_twice, "models: 'nnU-Net' has the case 'phantom_001' more than once"),
+        (fold_twice, "models: 'AutoSAM2 30 % <b>\"&$x_1$' has the fold '1' more than once"),
         (unknown_case, "cases: 'phantom_003' is missing, of which 'nnU-Net' has a result"),
     ],
 )

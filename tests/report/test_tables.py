@@ -52,6 +52,32 @@ def test_a_model_that_lacks_a_fold_is_marked_and_never_best(benchmark):
     assert all(any(row.cells[column].best for row in others) for column in range(len(COLUMNS)))
 
 
+def test_means_are_over_the_same_cases_and_regions(benchmark):
+    """Of four cases, the truth has no enhancing tumour in two. The second model invents one of these."""
+    for model, values in enumerate([(None, None, 0.9, 0.7), (0.0, None, 0.9, 0.7), (None, None, 0.7, 0.7)]):
+        results = [case for fold in benchmark.content["models"][model]["folds"] for case in fold["cases"]]
+        for result, value in zip(results, values, strict=True):
+            result["scores"] = {"ET": {"Dice": value}, "WT": {"Dice": 0.5}}
+    benchmark.write()
+    table = score_table(read_benchmark(benchmark.path), METRICS, "caption")
+    et, _, whole, mean = zip(*(row.cells for row in table.rows), strict=True)
+    assert [(cell.text, cell.notes[-1]) for cell in et] == [
+        ("86.67", "n = 3"), ("53.33", "n = 3"), ("80.00", "n = 3"),
+    ]  # fmt: skip
+    assert [cell.text for cell in whole] == ["50.00"] * 3
+    assert [cell.text for cell in mean] == ["63.75", "51.25", "61.25"]
+    cases = case_table(read_benchmark(benchmark.path))
+    assert ["75.00", "25.00", "75.00"] in [[cell.text for cell in row.cells] for row in cases.rows]
+
+
+def test_a_model_that_lacks_a_case_is_marked_and_never_best(benchmark):
+    benchmark.content["models"][0]["folds"][0]["cases"].pop()
+    benchmark.write()
+    first = score_table(read_benchmark(benchmark.path), METRICS, "caption").rows[0]
+    assert first.failed == "1 of 4 cases missing"
+    assert not any(cell.best for cell in first.cells)
+
+
 def test_a_model_without_any_result_has_a_row(benchmark):
     for fold in (0, 1):
         benchmark.fail("nnU-Net", fold, "out of memory")
@@ -69,19 +95,24 @@ def test_says_how_many_cases_where_some_are_undefined(benchmark):
 
 def test_differences_have_sign_interval_and_p(benchmark):
     benchmark.content["comparisons"] = [
-        {"model": "UNet only", "reference": "nnU-Net", "region": region, "metric": "Dice", "n": 4,
+        {"model": "UNet only", "reference": "nnU-Net", "region": region, "metric": "Dice", "n": n, "dropped": 4,
          "difference": difference, "low": low, "high": 0.02, "p": p}
-        for region, difference, low, p in (("WT", 0.0123, 0.001, 0.0004), ("mean", -0.05, -0.1, None))
+        for region, n, difference, low, p in (
+            ("WT", 12, 0.0123, 0.001, 0.0004), ("mean", 12, -0.05, -0.1, None), ("TC", 9, 0.0123, 0.001, 0.0004),
+            ("ET", 0, None, None, None),
+        )
     ]  # fmt: skip
     benchmark.write()
     (table,) = comparison_tables(read_benchmark(benchmark.path))
     assert table.columns == ["ET", "TC", "WT", "Mean"]
     (row,) = table.rows
     assert row.title == "UNet only − nnU-Net"
-    missing, _, whole, mean = row.cells
-    assert missing.text == "–"
-    assert (whole.text, whole.notes, whole.best) == ("+1.23", ["+0.10 to +2.00", "p < 0.001, n = 4"], True)
-    assert (mean.text, mean.notes, mean.best) == ("−5.00", ["−10.00 to +2.00", "p not defined, n = 4"], False)
+    nowhere, few, whole, mean = row.cells
+    assert (nowhere.text, nowhere.notes, nowhere.best) == ("–", ["n = 0, 4 dropped"], False)
+    assert (few.text, few.notes, few.best) == ("+1.23", ["p < 0.001, n = 9, 4 dropped"], False)
+    assert (whole.text, whole.notes, whole.best) == ("+1.23", ["+0.10 to +2.00", "p < 0.001, n = 12, 4 dropped"], True)
+    assert (mean.text, mean.best) == ("−5.00", False)
+    assert mean.notes == ["−10.00 to +2.00", "p not defined, n = 12, 4 dropped"]
 
 
 def test_costs(benchmark):

@@ -96,6 +96,24 @@ def test_labels_in_floating_point_and_uncompressed_images(benchmark, tmp_path):
     assert np.array_equal(shown.get_fdata(), truth.get_fdata())
 
 
+def test_labels_are_numbered_as_in_the_legend(benchmark, tmp_path):
+    """Also those of a release with other numbers, and one that the data set does not have."""
+    file = Path(benchmark.content["cases"]["phantom_001"]["truth"])
+    truth = nibabel.load(file)
+    voxels = np.array([0, 2, 1, 4], np.uint8)[np.asanyarray(truth.dataobj)]
+    voxels[0, 0, 0] = 7
+    nibabel.save(nibabel.Nifti1Image(voxels, truth.affine), file)
+    benchmark.content["labels"] = [
+        {"value": value, "title": f"label {value}", "colour": [value, 0, 0]} for value in (4, 1, 2)
+    ]
+    benchmark.write()
+    packed = pack_cases(read_benchmark(benchmark.path), benchmark.path, 4, tmp_path)
+    (case,) = [case for case in packed if case["title"] == "phantom_001"]
+    shown = unpack(tmp_path / case["overlays"][0]["file"]).get_fdata()
+    for number, value in enumerate((4, 1, 2, 7), start=1):
+        assert np.array_equal(shown == number, voxels == value)
+
+
 def remove(file: Path) -> None:
     file.unlink()
 

@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -9,6 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from nnunet_autosam2.cli.main import main
+from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
+from nnunet_autosam2.legend import legend
 from nnunet_autosam2.report import write
 
 NO_VIEWER = ("--viewer-cases", "0")
@@ -70,6 +74,23 @@ def test_writes_a_folder_that_stands_alone(benchmark):
         assert local - {""} <= written
         inner = {address[1:] for address in page.addresses if address.startswith("#")}
         assert inner <= set(page.ids)
+
+
+def test_legend_and_regions_are_those_of_the_dataset(benchmark):
+    """Label 4 of 2024 is the resection cavity."""
+    labels = legend({"labels": {"background": 0, **RELEASES["2024-gli"].regions}})
+    benchmark.content["labels"] = [label._asdict() for label in labels]
+    benchmark.write()
+    assert report(benchmark.path, "--viewer-cases", "1").returncode == 0
+    page = (benchmark.path / "report" / "viewer.html").read_text()
+    titles = re.findall(r'<li><span style="background: rgb\(([\d, ]+)\)"></span>([^<]+)</li>', page)
+    assert titles == [
+        *((", ".join(map(str, label.colour)), label.title) for label in labels),
+        ("150, 150, 150", "no label of this data set"),
+    ]
+    assert "resection cavity" in titles[3][1]
+    data = json.loads(re.search(r'id="report">(.*?)</script>', page)[1])
+    assert [label["title"] for label in data["labels"]] == [title for _, title in titles]
 
 
 def test_without_viewer(benchmark):

@@ -1,4 +1,5 @@
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -105,3 +106,26 @@ def test_epochs_and_classes_that_say_nothing_are_no_evidence_for_either(tmp_path
         fused = [nan] * 3 if epoch % 3 == 0 else [1.0, 0.4, 0.4]
         warned.append(any(line.startswith("WARNING") for line in progress.add(epoch, values, fused)))
     assert warned.index(True) == 14, "the tenth epoch that tells"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"epoch\n0", b"a,b\n0,x", b"\xff\xfe", b"a\n0,0,0,0,0,0,0,0,0,0,0,0,0,0", b"a\n\0"]
+)
+def test_a_damaged_table_does_not_stop_a_resumed_training(tmp_path, content):
+    (tmp_path / "autosam2_progress.csv").write_bytes(content)
+    assert list(HybridProgress(tmp_path, CLASSES).add(7, means(0.5, 0.25), [0.6, 0.7, 0.8]))
+    with (tmp_path / "autosam2_progress.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["7"]
+    kept = [path.read_bytes() for path in tmp_path.glob("*.damaged")]
+    assert kept == ([content] if content else [])  # an empty table has no epoch to lose
+
+
+def test_the_picture_is_replaced_once_it_is_whole(tmp_path):
+    progress = HybridProgress(tmp_path, CLASSES)
+    list(progress.add(0, means(0.5, 0.25), [0.6, 0.7, 0.8]))
+    picture = tmp_path / "autosam2_progress.png"
+    os.link(picture, tmp_path / "before.png")
+    before = picture.read_bytes()
+    list(progress.add(1, means(0.9, 0.8), [0.6, 0.7, 0.8]))
+    assert (tmp_path / "before.png").read_bytes() == before != picture.read_bytes()
+    assert before[:4] == picture.read_bytes()[:4] == b"\x89PNG"

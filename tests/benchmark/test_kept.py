@@ -1,0 +1,80 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from nnunet_autosam2.benchmark.kept import KeptScores, Prediction, Training, read_kept
+
+PREDICTION = {"seconds": {"a": 1.5}, "peak_memory_bytes": 7, "parameters": {"all": 3, "trainable": 2}}
+SCORES = {"a": {"WT": {"Dice": 0.5, "HD95": None}}}
+DAMAGED = ["", "{", "[]", "null", "{}", "1", '{"peak_memory_bytes": "much"}', '{"a": {"WT": 1}}', "\0", "[" * 100_000]
+
+
+def test_what_was_kept_is_read(tmp_path: Path):
+    path = tmp_path / "a.json"
+    assert read_kept(path, Training) is None
+    for kind, content in ((Training, {"peak_memory_bytes": 5}), (Prediction, PREDICTION), (KeptScores, SCORES)):
+        path.write_text(json.dumps(content))
+        read = read_kept(path, kind)
+        assert (read if kind is KeptScores else read.model_dump()) == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (kind, content)
+        for kind, content in product((Training, Prediction, KeptScores), DAMAGED)
+        if (kind, content) != (KeptScores, "{}")  # scores of no cases, which is nothing wrong
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_is_damaged_is_named_and_set_aside(
+    tmp_path: Path, content: str, kind: type, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "a.json"
+    for number in ("", "2"):
+        path.write_text(content)
+        assert read_kept(path, kind) is None
+        assert not path.exists()
+        assert (tmp_path / f"a.json.damaged{number}").read_text() == content
+    assert f"{path} is damaged" in caplog.text
+    assert f"It is now a.json.damaged{number}, and is made again." in caplog.text
+    assert all(len(record.message) < 1000 and record.message.isprintable() for record in caplog.records)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_is_set_aside_too(tmp_path: Path, make, caplog: pytest.LogCaptureFixture):
+    make(tmp_path / "a.json")
+    assert read_kept(tmp_path / "a.json", Training) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json.damaged"]
+    assert "a.json is a p" in caplog.text or "a.json is a folder" in caplog.text
+
+
+def measure(record: Path, bytes_allowed: int | None = None) -> subprocess.CompletedProcess[str]:
+    """A command that succeeds, measured, on a disk on which no file may be longer."""
+
+    def limit() -> None:
+        if bytes_allowed is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_allowed, bytes_allowed))
+
+    command = [sys.executable, "-B", "-m", "nnunet_autosam2.benchmark.measured", record, "autosam2", "--version"]
+    return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_full_disk_costs_the_number_and_not_the_training(tmp_path: Path):
+    record = tmp_path / "a__training.json"
+    full = measure(record, 0)
+    assert (full.returncode, "The peak memory is not kept: " in full.stderr) == (0, True), full.stderr
+    assert "Traceback" not in full.stderr
+    assert list(tmp_path.iterdir()) == []
+    record.write_text("")  # as an earlier version has left it
+    again = measure(record)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(record.read_text())["peak_memory_bytes"] > 2**20
+    assert "is damaged" in again.stderr

@@ -1,0 +1,71 @@
+"""What the system refuses is one line, whatever the command is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from nnunet_autosam2.cli.main import COMMANDS, main
+
+COMMAND_LINE = "from nnunet_autosam2.cli.main import main; main()"
+LONG = "x" * 300
+ARGUMENTS = {
+    "weights": ("verify", LONG), "configure": (LONG, "--name", "new"), "convert-brats": (LONG, "-d", "7", "-n", "New"),
+    "predictions-to-brats": (LONG, "out"), "make-phantom": (LONG,), "evaluate": (LONG,), "report": (LONG,),
+    "show": ("case", "-m", LONG), "inspect": (LONG,), "merge-adapters": (LONG, "out"),
+    "benchmark": ("-d", "7", "--trainers", "nnUNetTrainer", "-o", LONG, "--viewer-cases", "0"),
+    "doctor": (f"sam2_checkpoint={LONG}",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_path_that_is_too_long(tmp_path: Path, monkeypatch, name: str):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path))
+    result = CliRunner().invoke(main, [name, *ARGUMENTS[name]])
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), result.exc_info
+    if name != "doctor":  # which goes on
+        assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dataset_name_that_is_too_long(tmp_path: Path):
+    (tmp_path / "source").mkdir()
+    result = CliRunner().invoke(
+        main, ["convert-brats", f"{tmp_path / 'source'}", "-d", "7", "-n", LONG, "--output", f"{tmp_path}"]
+    )
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert line.startswith(f"Error: {tmp_path}/Dataset007_xxx")
+    assert line.endswith(": File name too long.")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize("arguments", [("weights", "list"), ("--help",), ("--version",), ("configure", "--help")])
+def test_a_full_disk_below_standard_output(arguments: tuple[str, ...]):
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-c", COMMAND_LINE, *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert run.returncode == 1
+    assert run.stderr == "Error: standard output or a file: No space left on device.\n"
+
+
+@pytest.mark.parametrize("named", ["~nobody-of-this-name/x", "~nobody-of-this-name", LONG, "/" + "x/" * 3000])
+def test_weights_named_by_an_impossible_path(named: str):
+    environment = {"AUTOSAM2_SAM2_WEIGHTS": named}
+    listed = CliRunner().invoke(main, ["weights", "list"], env=environment)
+    assert listed.exit_code == 0, listed.output
+    assert f"not in AUTOSAM2_SAM2_WEIGHTS={named}" in listed.output
+    for arguments in (["weights", "where"], ["weights", "verify"], ["doctor"]):
+        result = CliRunner().invoke(main, arguments, env=environment)
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit), result.exc_info
+        assert f"AUTOSAM2_SAM2_WEIGHTS={named}: " in result.output
