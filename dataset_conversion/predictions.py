@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.files import entries
 from nnunet_autosam2.json_files import checked, read_json
 from nnunet_autosam2.staging import staged_folder
+from nnunet_autosam2.text import printable
 
 CONVERTED_KEY = "brats_labels_of"
 """Of dataset.json beside converted predictions: the release whose labels they have"""
@@ -70,8 +70,8 @@ def recorded_release(folder: Path) -> Release:
     places = [place / "dataset.json" for place in (folder.absolute(), *folder.absolute().parents[:2])]
     there = [file for file in places if file.exists()]
     for file in there:
-        _require_unconverted(file)
         name = checked(read_json(file), Recorded, file).brats_release
+        _require_unconverted(file)
         if name:
             return release_named(name)
     said = f"{there[0]} does not say" if there else f"{folder} has no dataset.json that would say"
@@ -83,13 +83,15 @@ def recorded_release(folder: Path) -> Release:
 
 def _require_unconverted(dataset_json: Path) -> None:
     """A second time, labels would change places and nobody would notice."""
-    with suppress(OSError, ValueError):
-        content = json.loads(dataset_json.read_text())
-        if isinstance(content, dict) and CONVERTED_KEY in content:
-            raise DatasetError(
-                f"{dataset_json} says that the labels beside it are those of {content[CONVERTED_KEY]} already: "
-                "there is nothing to convert."
-            )
+    try:
+        content = read_json(dataset_json)
+    except DatasetError:
+        return
+    if isinstance(content, dict) and CONVERTED_KEY in content:
+        raise DatasetError(
+            f"{dataset_json} says that the labels beside it are those of {printable(content[CONVERTED_KEY])} already: "
+            "there is nothing to convert."
+        )
 
 
 def _labels_of(release: Release) -> dict[str, Any]:

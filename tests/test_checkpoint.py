@@ -67,7 +67,7 @@ def test_code_is_refused_and_not_run(tmp_path, zipped):
     ("spoil", "message"),
     [
         (lambda path: path.unlink(), "does not exist"),
-        (lambda path: (path.unlink(), path.mkdir()), "cannot be read: Is a directory"),
+        (lambda path: (path.unlink(), path.mkdir()), "is a folder, where a file has to be"),
         (lambda path: path.write_bytes(b""), "found an empty file"),
         (lambda path: path.write_bytes(b"damaged"), "that torch.save did not write"),
         (lambda path: path.write_bytes(path.read_bytes()[:-300]), "found a truncated or damaged file"),

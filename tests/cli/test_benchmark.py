@@ -63,14 +63,14 @@ def save_checkpoint(path: Path) -> None:
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> Path:
+def trained(tmp_path: Path, plans: dict) -> Path:
     """nnU-Net's folders after four folds, in which the truth moved by a voxel is what the network predicted."""
     write_phantom(tmp_path / "brats", num_cases=8, size=(24, 24, 24), seed=1)
     dataset = convert_brats(tmp_path / "brats", 5, "Phantom", ["t1"], tmp_path / "raw").folder
     preprocessed = tmp_path / "preprocessed" / dataset.name
     preprocessed.mkdir(parents=True)
     shutil.copy(dataset / "dataset.json", preprocessed)
-    plans = {"dataset_name": dataset.name, "plans_name": "nnUNetPlans", "configurations": {"3d_fullres": {}}}
+    plans = {**plans, "dataset_name": dataset.name}
     (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     folds = [PHANTOMS[2 * fold : 2 * fold + 2] for fold in range(4)]
     splits = [{"train": [case for case in PHANTOMS if case not in val], "val": val} for val in folds]
@@ -98,15 +98,7 @@ def model_of(root: Path) -> Path:
 def benchmark(root: Path, output: Path | str = "benchmark") -> Result:
     names = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
     arguments = ["-d", "5", "--trainers", "nnUNetTrainer", "--folds", "0", "1", "2", "3", "--device", "cpu"]
-    options = [
-        "--evaluate-only",
-        "--viewer-cases",
-        "0",
-        "--num-processes",
-        "2",
-        "-o",
-        str(output or root / "benchmark"),
-    ]
+    options = ["--evaluate-only", "--viewer-cases", "0", "--num-processes", "2", "-o", str(root / output)]
     environment = {name: str(root / folder) for name, folder in names.items()}
     return CliRunner().invoke(main, ["benchmark", *arguments, *options], env=environment)
 
@@ -160,7 +152,9 @@ def test_a_place_that_cannot_be_written_is_found_before_any_work(trained: Path):
 class Finished:
     """nnU-Net's folders after two folds of two trainers, which predict the truth moved by one and by two voxels."""
 
-    def __init__(self, root: Path, labels: dict, cases: tuple[str, ...] = CASES, ending: str = ".nii.gz") -> None:
+    def __init__(
+        self, root: Path, labels: dict, plans: dict, cases: tuple[str, ...] = CASES, ending: str = ".nii.gz"
+    ) -> None:
         self.root, self.name, self.cases = root, "Dataset009_Kidney", cases
         raw, preprocessed = root / "raw" / self.name, root / "preprocessed" / self.name
         self.splits = preprocessed / "splits_final.json"
@@ -171,7 +165,7 @@ class Finished:
         for folder in (raw, preprocessed):
             folder.mkdir(parents=True)
             (folder / "dataset.json").write_text(json.dumps(dataset))
-        (preprocessed / "nnUNetPlans.json").write_text(json.dumps({"configurations": {"3d_fullres": {}}}))
+        (preprocessed / "nnUNetPlans.json").write_text(json.dumps({**plans, "dataset_name": self.name}))
         self.split([{"train": cases[2:], "val": cases[:2]}, {"train": cases[:2], "val": cases[2:4]}])
         for number, case in enumerate(cases):
             self.save(raw / "labelsTr" / f"{case}{ending}", number, 0)
@@ -188,7 +182,7 @@ class Finished:
                 checkpoint = {"network_weights": {}, "init_args": {}, "trainer_name": trainer, "logging": log}
                 torch.save(checkpoint, model / f"fold_{fold}" / "checkpoint_final.pth")
             shutil.copy(raw / "dataset.json", model)
-            (model / "plans.json").write_text(json.dumps({"dataset_name": self.name}))
+            (model / "plans.json").write_text(json.dumps({**plans, "dataset_name": self.name}))
 
     def split(self, folds: list[dict]) -> None:
         self.splits.write_text(json.dumps(folds))
@@ -218,8 +212,8 @@ class Finished:
         return done.stdout + done.stderr
 
 
-def test_labels_and_regions_of_any_dataset(tmp_path: Path):
-    finished = Finished(tmp_path, LABELS)
+def test_labels_and_regions_of_any_dataset(tmp_path: Path, plans: dict):
+    finished = Finished(tmp_path, LABELS, plans)
     said = finished.benchmark("--folds", "0", "1", "--evaluate-only", "--num-processes", "1")
     assert "kidney" in said
     assert "lesion" not in said
@@ -240,9 +234,9 @@ def test_labels_and_regions_of_any_dataset(tmp_path: Path):
     assert "whole tumour" not in page
 
 
-def test_a_patient_on_both_sides_is_said_loudly(tmp_path: Path):
+def test_a_patient_on_both_sides_is_said_loudly(tmp_path: Path, plans: dict):
     cases = tuple(f"BraTS-GLI-0000{patient}-10{scan}" for patient in range(3) for scan in range(2))
-    finished = Finished(tmp_path, LABELS, cases)
+    finished = Finished(tmp_path, LABELS, plans, cases)
     finished.split([{"train": cases[1:2] + cases[3:], "val": cases[:1] + cases[2:3]}, {"train": [], "val": []}])
     for model in (tmp_path / "results" / finished.name).iterdir():
         shutil.move(model / "fold_1" / "validation" / f"{cases[2]}.nii.gz", model / "fold_0" / "validation")
@@ -256,8 +250,8 @@ def test_a_patient_on_both_sides_is_said_loudly(tmp_path: Path):
         assert warning in (tmp_path / "out" / file).read_text()
 
 
-def test_what_cannot_be_evaluated_is_refused_before_the_first_training(tmp_path: Path):
-    finished = Finished(tmp_path, LABELS, ending=".nrrd")
+def test_what_cannot_be_evaluated_is_refused_before_the_first_training(tmp_path: Path, plans: dict):
+    finished = Finished(tmp_path, LABELS, plans, ending=".nrrd")
     shutil.rmtree(tmp_path / "results")
     said = finished.benchmark("--folds", "0", code=1)
     assert "dataset.json: files that end in .nrrd cannot be evaluated here, only those in .nii.gz." in said

@@ -102,7 +102,7 @@ def test_predictions_and_truths_in_two_numberings_are_refused(tmp_path: Path):
         ("{", "has no labels of nnU-Net's that can be read"),
         ("{}", "has no labels of nnU-Net's that can be read"),
         ('{"labels": {"background": 0}}', "defines no label but background"),
-        ('{"labels": {"0": "background", "1": "edema"}}', "has labels that are not whole numbers"),
+        ('{"labels": {"0": "background", "1": "edema"}}', "it has no labels of nnU-Net's that can be read"),
         (
             '{"labels": {"background": 0, "whole tumor": [1, 2], "tumor core": [2, 3], "enhancing tumor": [3]}}',
             r"not nested: enhancing tumor \[3\] has to be within tumor core \[2, 3\], and that within .* \[1, 2\]",
