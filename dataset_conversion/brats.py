@@ -28,6 +28,8 @@ from nnunet_autosam2.staging import locked, open_unfinished, resumable_folder
 
 RELEASE_KEY = "brats_release"
 """Of dataset.json, where nnU-Net passes over it and carries it along to models and predictions."""
+LONGEST_NAME = 200
+"""Bytes. File systems take 255 for a name, and folders beside the data set's have longer ones."""
 
 
 class ConvertedDataset(NamedTuple):
@@ -151,6 +153,8 @@ def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:
         raise ConfigurationError(
             f"Dataset name {name!r} is not possible: use letters, digits, underscore, hyphen and dot."
         )
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise ConfigurationError(f"Dataset name {name[:20]}… is not possible: use at most {LONGEST_NAME} characters.")
     if output is None and not nnUNet_raw:
         raise ConfigurationError("nnUNet_raw is not set: export it as nnU-Net's raw data folder, or give --output.")
     parent = Path(nnUNet_raw) if output is None else output

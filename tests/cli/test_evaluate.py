@@ -178,7 +178,7 @@ def test_processes_end_with_the_command(tmp_path: Path, number: signal.Signals):
         for case in CASES:
             sitk.WriteImage(sitk.GetImageFromArray(cube), tmp_path / folder / f"{case}.nii.gz")
     before = files_in(tmp_path)
-    process = start(tmp_path / "predicted", tmp_path / "labels", "-np", "2")
+    process = start(tmp_path / "predicted", tmp_path / "labels", "-np", "2", "--labels", "nnunet")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while len(workers := children.read_text().split()) < 2:
         assert process.poll() is None, process.communicate()
@@ -209,7 +209,7 @@ def test_names_that_a_spreadsheet_would_compute_and_files_of_systems(training: P
         shutil.copy(source / "phantom_001.nii.gz", folder / "=1+1.nii.gz")
         (folder / "._=1+1.nii.gz").write_bytes(b"resource fork of macOS")
     (folders[0] / "@eaDir").mkdir()
-    result = run(*folders)
+    result = run(*folders, "--labels", "nnunet")
     assert result.returncode == 0, result.stderr
     with (folders[0] / "evaluation" / "scores.csv").open(newline="") as file:
         assert {row["case"] for row in csv.DictReader(file)} == {"'=1+1"}

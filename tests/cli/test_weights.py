@@ -385,4 +385,4 @@ def test_verify_refuses_what_is_no_checkpoint(tmp_path):
     file.write_text("<!doctype html><title>Not found</title>")
     assert "starting with b'<!doctype html><'" in message(weights_here("verify", file))
     assert f"{tmp_path / 'none.pt'} does not exist" in message(weights_here("verify", tmp_path / "none.pt"))
-    assert "cannot be read: Is a directory" in message(weights_here("verify", tmp_path))
+    assert "is a folder, where a file has to be" in message(weights_here("verify", tmp_path))
