@@ -170,7 +170,9 @@ def test_damaged_model_folders(model, tmp_path, trap, text: str, name: str):
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(model, tmp_path, trap):
     (model / "plans.json").unlink()
     os.mkfifo(model / "plans.json")
-    assert "plans.json is not a file" in refused(run("show", "case", "-m", model), trap)
+    assert "plans.json is a pipe, a socket or a device, where a file has to be" in refused(
+        run("show", "case", "-m", model), trap
+    )
 
 
 def changes_of_a_checkpoint() -> Iterator[tuple[str, Mapping[str, Any]]]:

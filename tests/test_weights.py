@@ -242,7 +242,7 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
             read_checkpoint(tmp_path / name)
     with pytest.raises(WeightsError, match="does not exist"):
         read_checkpoint(tmp_path / "none.pt")
-    with pytest.raises(WeightsError, match="cannot be read: Is a directory"):
+    with pytest.raises(WeightsError, match="is a folder, where a file has to be"):
         read_checkpoint(tmp_path)
 
 
