@@ -64,7 +64,9 @@ def measure(record: Path, bytes_allowed: int | None = None) -> subprocess.Comple
             resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_allowed, bytes_allowed))
 
     command = [sys.executable, "-B", "-m", "nnunet_autosam2.benchmark.measured", record, "autosam2", "--version"]
-    return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, preexec_fn=limit, cwd=record.parent, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_a_full_disk_costs_the_number_and_not_the_training(tmp_path: Path):
