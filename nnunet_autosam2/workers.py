@@ -37,8 +37,6 @@ def process_map(function: Callable[[Item], Result], items: Sequence[Item], worke
 def _start(parent: int) -> None:
     """In a worker. What is sent to all of them together, as Ctrl-C is, is for the parent to act on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

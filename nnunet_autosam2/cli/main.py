@@ -3,15 +3,12 @@
 import importlib
 import io
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
+from nnunet_autosam2.cli.signals import end_in_order
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.text import printable
 
@@ -47,7 +44,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context):
         try:
-            with _signals_end_in_order():
+            with end_in_order():
                 return super().invoke(ctx)
         except AutoSAM2Error as error:
             raise click.ClickException(str(error)) from error
@@ -66,27 +63,6 @@ class LazyGroup(click.Group):
             except OSError:  # Python would try once more at its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-
-
-@contextmanager
-def _signals_end_in_order() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a terminal that is closed, end a command as Ctrl-C does: with its processes, and without
-    what it has not finished. The exit code is the shell's, 143 or 129.
-    """
-    usual = {
-        name: signal.signal(name, _end)
-        for name in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(name) is signal.SIG_DFL  # and not ignored, as by nohup
-    }
-    try:
-        yield
-    finally:
-        for name, handler in usual.items():
-            signal.signal(name, handler)
-
-
-def _end(number: int, _: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
