@@ -49,10 +49,14 @@ def test_a_dataset_name_that_is_too_long(tmp_path: Path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 @pytest.mark.parametrize("arguments", [("weights", "list"), ("--help",), ("--version",), ("configure", "--help")])
-def test_a_full_disk_below_standard_output(arguments: tuple[str, ...]):
+def test_a_full_disk_below_standard_output(tmp_path: Path, arguments: tuple[str, ...]):
     with open("/dev/full", "w") as full:
         run = subprocess.run(
-            [sys.executable, "-c", COMMAND_LINE, *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", COMMAND_LINE, *arguments],
+            cwd=tmp_path,  # where no sources are that are not installed
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert run.returncode == 1
     assert run.stderr == "Error: standard output or a file: No space left on device.\n"
