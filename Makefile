@@ -39,7 +39,7 @@ demo: install
 
 # For example `make bench BENCH="--device cuda --rounds 10"`.
 bench: install
-	$(BIN)/python -m benchmarks.speed $(BENCH)
+	$(BIN)/python -m experiments.speed $(BENCH)
 
 lint: install
 	$(BIN)/ruff check .

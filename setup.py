@@ -1,25 +1,19 @@
-"""Package layout: `dataset_conversion/` installs inside the package, `overlay/` inside nnU-Net's trainer folder."""
+"""Package layout: `overlay/` installs inside nnU-Net's trainer folder."""
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
-from setuptools.command.build_py import build_py
 
 OVERLAY = "nnunetv2.training.nnUNetTrainer.variants.autosam2"
-REPORT = "nnunet_autosam2/report"
+LINK = Path("nnunet_autosam2", "dataset_conversion")
+"""In a checkout a link to the folder beside it, in a source distribution that folder itself"""
 
-
-class BuildWithViewer(build_py):
-    """Fetches the viewer of the reports where there is npm; elsewhere `autosam2 report` says what to do."""
-
-    def run(self) -> None:
-        if shutil.which("npm") and not Path(REPORT, "static", "niivue.umd.js").is_file():
-            subprocess.run([sys.executable, f"{REPORT}/fetch_niivue.py"], check=False)
-        super().run()
-
+if not LINK.is_dir():
+    raise SystemExit(
+        f"{LINK} has to be a link to dataset_conversion/, and this checkout was made without symbolic links. Run "
+        f"`git config core.symlinks true` and `git checkout -- {LINK.as_posix()}`; on Windows switch on developer mode "
+        "before."
+    )
 
 setup(
     name="nnunet-autosam2",
@@ -30,14 +24,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
-    packages=[
-        *find_packages(include=["nnunet_autosam2", "nnunet_autosam2.*"]),
-        "nnunet_autosam2.dataset_conversion",
-        OVERLAY,
-    ],
-    package_data={"nnunet_autosam2.report": ["templates/*", "static/*"]},
-    cmdclass={"build_py": BuildWithViewer},
-    package_dir={"nnunet_autosam2.dataset_conversion": "dataset_conversion", OVERLAY: "overlay"},
+    packages=[*find_packages(include=["nnunet_autosam2", "nnunet_autosam2.*"]), OVERLAY],
+    package_data={"nnunet_autosam2.report": ["templates/*"]},
+    package_dir={OVERLAY: "overlay"},
     install_requires=[
         "nnunetv2>=2.8,<3",
         "torch>=2.10,<3",

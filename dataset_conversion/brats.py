@@ -24,7 +24,7 @@ from nnunet_autosam2.dataset_conversion.checks import WORKERS, check_cases, stam
 from nnunet_autosam2.dataset_conversion.nifti import relabel, take_channel
 from nnunet_autosam2.dataset_conversion.patients import SPLITS, splits_by_patient
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, require_distinct
-from nnunet_autosam2.staging import locked, open_unfinished, resumable_folder
+from nnunet_autosam2.support.staging import locked, open_unfinished, resumable_folder
 
 RELEASE_KEY = "brats_release"
 """Of dataset.json, where nnU-Net passes over it and carries it along to models and predictions."""

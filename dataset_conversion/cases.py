@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunet_autosam2.dataset_conversion.brats_layout import MODALITIES_2018, MODALITIES_2023, RELEASES, Release
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
-from nnunet_autosam2.files import entries
+from nnunet_autosam2.support.access import entries
 
 ENDINGS = (".nii.gz", ".nii")
 NIFTI = re.compile(r"(.+?)\.nii(\.gz)?")

@@ -18,8 +18,8 @@ from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_by_
 from nnunet_autosam2.dataset_conversion.cases import Case
 from nnunet_autosam2.dataset_conversion.nifti import Geometry, listed_labels, read_volume, whole_labels
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
-from nnunet_autosam2.files import fault_of_file
-from nnunet_autosam2.text import LINE, printable
+from nnunet_autosam2.support.access import fault_of_file
+from nnunet_autosam2.support.text import LINE, printable
 
 WORKERS = min(8, os.cpu_count() or 1)  # each holds a case's largest file
 

@@ -16,7 +16,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 
 from nnunet_autosam2.errors import DatasetError, listed
-from nnunet_autosam2.files import require_file
+from nnunet_autosam2.support.access import require_file
 
 LARGE = 2**28
 """Bytes. What claims to be larger is measured before memory is taken for it."""

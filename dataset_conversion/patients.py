@@ -12,7 +12,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_autosam2.errors import DatasetError, listed
-from nnunet_autosam2.plans import read_json
+from nnunet_autosam2.support.plans import read_json
 
 Splits = list[dict[str, list[str]]]
 """Of nnU-Net: `[fold]["train" or "val"]` → cases"""

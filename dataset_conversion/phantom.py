@@ -14,7 +14,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from nnunet_autosam2.errors import ConfigurationError
-from nnunet_autosam2.staging import staged_folder
+from nnunet_autosam2.support.staging import staged_folder
 
 SMALLEST_SIDE = 24
 PARTIAL_VOLUME = 0.55  # standard deviation in voxels

@@ -14,10 +14,10 @@ from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release, r
 from nnunet_autosam2.dataset_conversion.checks import WORKERS
 from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, relabel, unknown_labels
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.files import entries
-from nnunet_autosam2.json_files import checked, read_json
-from nnunet_autosam2.staging import staged_folder
-from nnunet_autosam2.text import printable
+from nnunet_autosam2.support.access import entries
+from nnunet_autosam2.support.json_files import checked, read_json
+from nnunet_autosam2.support.staging import staged_folder
+from nnunet_autosam2.support.text import printable
 
 CONVERTED_KEY = "brats_labels_of"
 """Of dataset.json beside converted predictions: the release whose labels they have"""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from nnunet_autosam2.errors import ConfigurationError
-from nnunet_autosam2.json_files import shown
+from nnunet_autosam2.support.json_files import shown
 
 PLANS_KEY = "autosam2"
 SAM2_MODELS = tuple(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from nnunet_autosam2.text import printable, printable_lines
+from nnunet_autosam2.support.text import printable, printable_lines
 
 NAMES_SHOWN = 5
 

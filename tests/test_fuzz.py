@@ -27,7 +27,7 @@ from nnunet_autosam2.dataset_conversion.predictions import recorded_release
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.evaluation.pairs import find_pairs
 from nnunet_autosam2.evaluation.regions import numbering_of_dataset
-from nnunet_autosam2.loading import find_case, load_trained, preprocess
+from nnunet_autosam2.show.loading import find_case, load_trained, preprocess
 from nnunet_autosam2.trainers.backbone import load_backbone
 
 DATASET = "Dataset900_Phantom"

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_autosam2 import weights
 from nnunet_autosam2.architectures.fusion import FixedFusion, GatedFusion, Reliability
 from nnunet_autosam2.architectures.mirrored_masks import MirroredMasks
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Shares, SliceMasks
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
 from nnunet_autosam2.architectures.reconstruction import VolumeMasks, cropped, locate, reconstruct
+from nnunet_autosam2.architectures.sam2 import weights
 from nnunet_autosam2.architectures.seg_layers import with_current_names
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.architectures.unet import ResidualUNet3d, Size3d, UNetOutput, resize
@@ -25,7 +25,7 @@ from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from nnunet_autosam2.architectures.sam2_branch import SAM2Branch
+    from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
 
 CHANGEABLE = (
     "slice_fraction",
@@ -87,7 +87,7 @@ class AutoSAM2(nn.Module):
         self.fusion: FixedFusion | GatedFusion | None = None
         if self.config.uses_sam2:
             # Not before it is needed: where nobody has initialised Hydra yet, importing sam2 does.
-            from nnunet_autosam2.architectures.sam2_branch import SAM2Branch
+            from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
 
             num_regions = num_classes if self.config.region_based else num_classes - 1
             self.sam2_branch = SAM2Branch(in_channels, self.unet.middle_channels, num_regions, self.config)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.reconstruction import SlicePositions, VolumeMasks
-from nnunet_autosam2.architectures.sam2_branch import Answers, SAM2Branch
-from nnunet_autosam2.architectures.sam2_model import Memory
+from nnunet_autosam2.architectures.sam2.branch import Answers, SAM2Branch
+from nnunet_autosam2.architectures.sam2.model import Memory
 
 ABSENT = -10.0
 """Object score of a selected slice that SAM2 was not asked about, as SAM2 itself gives it to an empty mask"""

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from nnunet_autosam2.benchmark.results import LEAST_CASES, score_of
 from nnunet_autosam2.evaluation.brats_metrics import Scores
 from nnunet_autosam2.evaluation.empty_regions import counted
-from nnunet_autosam2.report.benchmark import LEAST_CASES, score_of
 
 CONFIDENCE = 0.95
 

@@ -11,16 +11,16 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.benchmark.results import CaseFiles, Label
 from nnunet_autosam2.dataset_conversion.patients import FOLDS, by_patient, split_by_patient
-from nnunet_autosam2.dataset_json import read_dataset_json, read_splits
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 from nnunet_autosam2.evaluation.pairs import ENDING
 from nnunet_autosam2.evaluation.regions import Numbering, choose_numbering, numbering_of_dataset
-from nnunet_autosam2.files import entries, is_looked_at
-from nnunet_autosam2.json_files import read_json
-from nnunet_autosam2.legend import legend
-from nnunet_autosam2.report.benchmark import CaseFiles, Label
-from nnunet_autosam2.staging import replace_file
+from nnunet_autosam2.show.legend import legend
+from nnunet_autosam2.support.access import entries, is_looked_at
+from nnunet_autosam2.support.dataset_json import read_dataset_json, read_splits
+from nnunet_autosam2.support.json_files import read_json
+from nnunet_autosam2.support.staging import replace_file
 
 
 def find_cases(dataset: str) -> dict[str, CaseFiles]:

@@ -18,11 +18,11 @@ import submitit
 
 from nnunet_autosam2.benchmark.kept import Prediction, Training, read_kept
 from nnunet_autosam2.benchmark.models import Model
-from nnunet_autosam2.checkpoint import require_nnunet_checkpoint
 from nnunet_autosam2.errors import AutoSAM2Error
-from nnunet_autosam2.plans import read_plans, require_configuration
-from nnunet_autosam2.staging import set_aside
-from nnunet_autosam2.text import printable
+from nnunet_autosam2.support.checkpoint import require_nnunet_checkpoint
+from nnunet_autosam2.support.plans import read_plans, require_configuration
+from nnunet_autosam2.support.staging import set_aside
+from nnunet_autosam2.support.text import printable
 
 CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
 SHUTDOWN_SECONDS = 30

@@ -7,10 +7,10 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from nnunet_autosam2.files import fault_of_file
-from nnunet_autosam2.report.benchmark import Parameters
-from nnunet_autosam2.staging import set_aside
-from nnunet_autosam2.text import printable
+from nnunet_autosam2.benchmark.results import Parameters
+from nnunet_autosam2.support.access import fault_of_file
+from nnunet_autosam2.support.staging import set_aside
+from nnunet_autosam2.support.text import printable
 
 Kind = TypeVar("Kind")
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nnunet_autosam2.benchmark.kept import Training, read_kept
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.staging import replace_file
+from nnunet_autosam2.support.staging import replace_file
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
-from nnunet_autosam2.dataset_json import read_dataset_json
 from nnunet_autosam2.errors import ConfigurationError, require_distinct
-from nnunet_autosam2.loading import find_trainer
-from nnunet_autosam2.plans import find_plans, read_plans, require_configuration
+from nnunet_autosam2.show.loading import find_trainer
+from nnunet_autosam2.support.dataset_json import read_dataset_json
+from nnunet_autosam2.support.plans import find_plans, read_plans, require_configuration
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
 from nnunet_autosam2.trainers.backbone import BASELINE
 

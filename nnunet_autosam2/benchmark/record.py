@@ -11,22 +11,22 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from nnunet_autosam2.benchmark import results
 from nnunet_autosam2.benchmark.comparison import compare
 from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.benchmark.kept import KeptScores, read_kept
 from nnunet_autosam2.benchmark.models import Model, titles
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, training_log
+from nnunet_autosam2.benchmark.tables import OVERLAP, Table, comparison_tables, cost_table, score_table
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
 from nnunet_autosam2.evaluation.challenges import rules
 from nnunet_autosam2.evaluation.empty_regions import RULE
 from nnunet_autosam2.evaluation.pairs import find_pairs
 from nnunet_autosam2.evaluation.regions import Numbering
-from nnunet_autosam2.files import entries
-from nnunet_autosam2.report import benchmark as report
-from nnunet_autosam2.report.tables import OVERLAP, Table, comparison_tables, cost_table, score_table
-from nnunet_autosam2.staging import replace_file
-from nnunet_autosam2.text import LINE, csv_cell, printable
+from nnunet_autosam2.support.access import entries
+from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, training_log
+from nnunet_autosam2.support.staging import replace_file
+from nnunet_autosam2.support.text import LINE, csv_cell, printable
 
 COMPARED = ("Dice", "HD95")
 CURVES = {"train_loss": "train_losses", "val_loss": "val_losses", "ema_fg_dice": "ema_fg_dice"}
@@ -37,11 +37,11 @@ def collect(
     models: Sequence[Model],
     jobs: Sequence[FoldJob],
     errors: Mapping[FoldJob, str],
-    cases: Mapping[str, report.CaseFiles],
+    cases: Mapping[str, results.CaseFiles],
     numbering: Numbering,
     challenge: str = "gli",
     num_processes: int | None = None,
-) -> report.Benchmark:
+) -> results.Benchmark:
     """Evaluates what has not been evaluated, and compares every model with the first.
 
     Args:
@@ -61,7 +61,7 @@ def collect(
     regions = sorted(numbering.regions) if numbering.is_brats else list(numbering.regions)
     scores = {record.title: {result.case: result.scores for result in record.results()} for record in records}
     found = {result.case for record in records for result in record.results()}
-    return report.Benchmark(
+    return results.Benchmark(
         dataset=models[0].dataset,
         plans=", ".join(sorted({model.plans for model in models})),
         device=jobs[0].device,
@@ -74,9 +74,9 @@ def collect(
     )
 
 
-def write(benchmark: report.Benchmark, output: Path) -> None:
+def write(benchmark: results.Benchmark, output: Path) -> None:
     """`benchmark.json`, `scores.csv` and `results.md`."""
-    replace_file(output / report.FILE, benchmark.model_dump_json(indent=2))
+    replace_file(output / results.FILE, benchmark.model_dump_json(indent=2))
     replace_file(output / "results.md", "\n\n".join(markdown(benchmark)) + "\n")
     table = io.StringIO()
     writer = csv.writer(table)
@@ -93,7 +93,7 @@ def write(benchmark: report.Benchmark, output: Path) -> None:
     replace_file(output / "scores.csv", table.getvalue())
 
 
-def markdown(benchmark: report.Benchmark) -> Iterator[str]:
+def markdown(benchmark: results.Benchmark) -> Iterator[str]:
     """Warnings, overlap, differences and cost, and how they count; the report has the rest."""
     yield from (f"**WARNING: {warning}**" for warning in benchmark.warnings)
     overlap = score_table(benchmark, OVERLAP, "Overlap with the truth, mean ± sd")
@@ -128,9 +128,9 @@ def _model(
     jobs: Sequence[FoldJob],
     errors: Mapping[FoldJob, str],
     evaluated: Callable[[FoldJob], Scores],
-) -> report.Model:
+) -> results.Model:
     parameters = [found.parameters for job in jobs if (found := job.prediction)]
-    return report.Model(
+    return results.Model(
         title=title,
         trainer=model.trainer,
         configuration=model.configuration,
@@ -140,9 +140,9 @@ def _model(
     )
 
 
-def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores]) -> report.Fold:
+def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores]) -> results.Fold:
     training, prediction = job.training, job.prediction
-    fold = report.Fold(
+    fold = results.Fold(
         fold=job.fold,
         training_seconds=None,
         peak_memory_bytes=training.peak_memory_bytes if training else None,
@@ -156,7 +156,7 @@ def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores
         checkpoint = job.folder / "checkpoint_final.pth"
         log = training_log(read_nnunet_checkpoint(checkpoint), checkpoint)
         fold.training_seconds = log.seconds
-        fold.curves = report.Curves(**{name: getattr(log, key) for name, key in CURVES.items()})
+        fold.curves = results.Curves(**{name: getattr(log, key) for name, key in CURVES.items()})
     except AutoSAM2Error as fault:
         faults.append(str(fault))
     try:
@@ -167,7 +167,7 @@ def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores
     fold.error = printable(" ".join(faults), LINE) if faults else None
     seconds = prediction.seconds if prediction else {}
     fold.cases = [
-        report.CaseResult(
+        results.CaseResult(
             case=case,
             prediction=job.folder / "validation" / f"{case}.nii.gz",
             seconds=seconds.get(case),
@@ -190,11 +190,11 @@ def _evaluated(job: FoldJob, numbering: Numbering, challenge: str, num_processes
     return scores
 
 
-def _comparisons(scores: Mapping[str, Scores], regions: Sequence[str]) -> Iterator[report.Comparison]:
+def _comparisons(scores: Mapping[str, Scores], regions: Sequence[str]) -> Iterator[results.Comparison]:
     reference, *others = scores
-    for model, metric, region in product(others, COMPARED, (*regions, report.MEAN)):
+    for model, metric, region in product(others, COMPARED, (*regions, results.MEAN)):
         difference = compare(scores[model], scores[reference], region, metric)
         if difference is not None:
-            yield report.Comparison(
+            yield results.Comparison(
                 model=model, reference=reference, region=region, metric=metric, **difference._asdict()
             )

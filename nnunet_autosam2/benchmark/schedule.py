@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.errors import ConfigurationError
-from nnunet_autosam2.text import printable
+from nnunet_autosam2.support.text import printable
 
 POLL_SECONDS = 1.0
 NO_LIMIT_MINUTES = 366 * 24 * 60

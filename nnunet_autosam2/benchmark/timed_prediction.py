@@ -17,9 +17,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_autosam2.benchmark.kept import Prediction
 from nnunet_autosam2.benchmark.measured import peak_memory
+from nnunet_autosam2.benchmark.results import Parameters
 from nnunet_autosam2.errors import exit_on_user_error
-from nnunet_autosam2.report.benchmark import Parameters
-from nnunet_autosam2.staging import replace_file
+from nnunet_autosam2.support.staging import replace_file
 
 
 def main() -> None:

@@ -91,9 +91,9 @@ def command(
     from nnunet_autosam2.benchmark.schedule import require_executor, run_jobs
     from nnunet_autosam2.dataset_conversion.patients import leaks
     from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
-    from nnunet_autosam2.inspection import find_device
     from nnunet_autosam2.report.write import require_viewer, write_report
-    from nnunet_autosam2.staging import require_writable
+    from nnunet_autosam2.show.inside import find_device
+    from nnunet_autosam2.support.staging import require_writable
 
     if viewer_cases:
         require_viewer()

@@ -14,12 +14,12 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_autosam2.architectures.sam2.weights import expanded
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config, parse_assignments
-from nnunet_autosam2.dataset_json import read_dataset_json
 from nnunet_autosam2.errors import ConfigurationError
-from nnunet_autosam2.plans import find_plans, read_plans, require_configuration
-from nnunet_autosam2.staging import replace_file
-from nnunet_autosam2.weights import expanded
+from nnunet_autosam2.support.dataset_json import read_dataset_json
+from nnunet_autosam2.support.plans import find_plans, read_plans, require_configuration
+from nnunet_autosam2.support.staging import replace_file
 
 FILES = ("sam2_checkpoint", "backbone_checkpoint")
 MIN_FEATURE_MAP_SIZE = 4  # as nnU-Net's planner

@@ -6,7 +6,7 @@ import click
 
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
 from nnunet_autosam2.errors import listed
-from nnunet_autosam2.text import LINE, printable
+from nnunet_autosam2.support.text import LINE, printable
 
 
 @click.command()

@@ -97,7 +97,7 @@ def _trainer(config: AutoSAM2Config) -> Iterator[Finding]:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net reports its search
             trainer = recursive_find_trainer_class_by_name(TRAINER)
         if config.uses_sam2:  # imported with the first network only
-            importlib.import_module("nnunet_autosam2.architectures.sam2_model")
+            importlib.import_module("nnunet_autosam2.architectures.sam2.model")
     except Exception as error:
         if not str(error).startswith("Could not find requested nnunet trainer"):
             yield Finding("PROBLEM", TRAINER, f"cannot be imported: {_one_line(error)}")
@@ -121,7 +121,7 @@ def _discovery_remedy() -> str:
 def _device() -> Iterator[Finding]:
     import torch
 
-    from nnunet_autosam2.architectures.sam2_model import supports_bfloat16
+    from nnunet_autosam2.architectures.sam2.model import supports_bfloat16
 
     if torch.cuda.is_available():
         device, name = torch.device("cuda"), torch.cuda.get_device_name()
@@ -137,8 +137,8 @@ def _weights(config: AutoSAM2Config) -> Iterator[Finding]:
     if not config.uses_sam2:
         yield Finding("ok", WEIGHTS, "not needed: SAM2 is off")
         return
-    from nnunet_autosam2 import weights
-    from nnunet_autosam2.architectures.sam2_model import SAM2
+    from nnunet_autosam2.architectures.sam2 import weights
+    from nnunet_autosam2.architectures.sam2.model import SAM2
 
     source = weights.find(config)
     if source.kind == "hub":

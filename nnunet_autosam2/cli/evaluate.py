@@ -56,7 +56,7 @@ def command(
     from nnunet_autosam2.evaluation.pairs import find_pairs
     from nnunet_autosam2.evaluation.regions import choose_numbering
     from nnunet_autosam2.evaluation.summary import table, write_scores
-    from nnunet_autosam2.staging import staged_folder
+    from nnunet_autosam2.support.staging import staged_folder
 
     found = find_pairs(predictions, truth, chill)
     files = [file for pair in found.pairs for file in (pair.prediction, pair.truth)]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nnunet_autosam2.columns import aligned
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
-from nnunet_autosam2.text import LINE, printable
+from nnunet_autosam2.support.columns import aligned
+from nnunet_autosam2.support.text import LINE, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +28,8 @@ def command(checkpoint: Path, tensors: bool) -> None:
     """
     from torch import is_tensor
 
-    from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
-    from nnunet_autosam2.plans import read_plans, require_known_parts
+    from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint
+    from nnunet_autosam2.support.plans import read_plans, require_known_parts
 
     content = read_nnunet_checkpoint(checkpoint)
     for title, value in _facts(content):

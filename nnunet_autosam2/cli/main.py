@@ -10,7 +10,7 @@ import click
 
 from nnunet_autosam2.cli.signals import end_in_order
 from nnunet_autosam2.errors import AutoSAM2Error
-from nnunet_autosam2.text import printable
+from nnunet_autosam2.support.text import printable
 
 PATH_SHOWN = 500
 """Characters"""

@@ -8,7 +8,7 @@ import click
 
 from nnunet_autosam2.config import PLANS_KEY
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, WeightsError
-from nnunet_autosam2.staging import staged_folder
+from nnunet_autosam2.support.staging import staged_folder
 
 KEPT = ("trainer_name", "init_args", "inference_allowed_mirroring_axes")
 """Of a checkpoint, beside the weights: what a prediction reads. The state of the optimiser fits the adapters alone."""
@@ -31,7 +31,7 @@ def command(model: Path, output: Path, checkpoint: str) -> None:
         raise DatasetError(f"{output} exists already: choose another folder.")
     if not output.absolute().parent.is_dir():
         raise DatasetError(f"{output.absolute().parent} is not a folder: make it first.")
-    from nnunet_autosam2.plans import read_plans  # with torch, which takes seconds
+    from nnunet_autosam2.support.plans import read_plans  # with torch, which takes seconds
 
     with staged_folder(output) as unfinished:
         for fold in folds:
@@ -48,9 +48,9 @@ def _merge(model: Path, fold: str, checkpoint: str, output: Path) -> str:
     """Returns the name of nnU-Net's configuration."""
     import torch
 
-    from nnunet_autosam2.architectures.tuning import merge_adapters
-    from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
-    from nnunet_autosam2.loading import load_trained
+    from nnunet_autosam2.architectures.sam2.tuning import merge_adapters
+    from nnunet_autosam2.show.loading import load_trained
+    from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint
 
     network = load_trained(model, fold.removeprefix("fold_"), checkpoint).network
     if network.config.sam2_tuning != "lora":

@@ -61,11 +61,11 @@ def command(
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name} goes with {other}, not with {given}.")
     # These take seconds to import.
-    from nnunet_autosam2.inspection import find_device, look_inside
-    from nnunet_autosam2.loading import build_untrained, find_case, load_trained, preprocess
-    from nnunet_autosam2.plans import find_plans
-    from nnunet_autosam2.staging import require_writable
-    from nnunet_autosam2.visualization import require_replaceable, write_pictures
+    from nnunet_autosam2.show.inside import find_device, look_inside
+    from nnunet_autosam2.show.loading import build_untrained, find_case, load_trained, preprocess
+    from nnunet_autosam2.show.pictures import require_replaceable, write_pictures
+    from nnunet_autosam2.support.plans import find_plans
+    from nnunet_autosam2.support.staging import require_writable
 
     output = output or Path(f"autosam2_{case.name}")
     require_replaceable(output, case.name)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nnunet_autosam2 import weights
-from nnunet_autosam2.columns import aligned
+from nnunet_autosam2.architectures.sam2 import weights
 from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config, parse_assignments
 from nnunet_autosam2.errors import WeightsError
+from nnunet_autosam2.support.columns import aligned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,7 +69,7 @@ def verify(file: Path | None, model: str | None) -> None:
             f"{file} is refused: found {len(state)} entries without the image encoder of an official model. "
             f"Expected one of {', '.join(SAM2_MODELS)}."
         )
-    from nnunet_autosam2.architectures.sam2_model import SAM2
+    from nnunet_autosam2.architectures.sam2.model import SAM2
 
     sam2 = SAM2.build(model, AutoSAM2Config.sam2_image_size)
     weights.load_into(sam2, state, file)

@@ -31,7 +31,7 @@ from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetErr
 from nnunet_autosam2.evaluation.challenges import CHALLENGES, FOUND_LESION, LARGEST_DISTANCE, SMALL_LESION, TOLERANCE
 from nnunet_autosam2.evaluation.pairs import Pair
 from nnunet_autosam2.evaluation.regions import NUMBERINGS, REGIONS, Numbering
-from nnunet_autosam2.workers import process_map
+from nnunet_autosam2.support.workers import process_map
 
 Scores = dict[str, dict[str, dict[str, "float | None"]]]
 """`[case][region][metric]`; None where it is not defined."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from nnunet_autosam2.dataset_json import read_splits
 from nnunet_autosam2.errors import DatasetError, listed
-from nnunet_autosam2.files import entries
-from nnunet_autosam2.json_files import checked, read_json
-from nnunet_autosam2.known_plans import Named
+from nnunet_autosam2.support.access import entries
+from nnunet_autosam2.support.dataset_json import read_splits
+from nnunet_autosam2.support.json_files import checked, read_json
+from nnunet_autosam2.support.known_plans import Named
 
 ENDING = ".nii.gz"
 

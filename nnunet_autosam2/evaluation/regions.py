@@ -13,9 +13,9 @@ import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.nifti import read_volume
-from nnunet_autosam2.dataset_json import Labelled
 from nnunet_autosam2.errors import DatasetError, listed
-from nnunet_autosam2.json_files import checked, read_json
+from nnunet_autosam2.support.dataset_json import Labelled
+from nnunet_autosam2.support.json_files import checked, read_json
 
 REGIONS = ("WT", "TC", "ET")
 NAMES_IN_DATASET_JSON = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}

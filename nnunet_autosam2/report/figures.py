@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nnunet_autosam2.report.benchmark import DICE, HD95, LEAST_CASES, MEAN, Benchmark, Model
+from nnunet_autosam2.benchmark.results import DICE, HD95, LEAST_CASES, MEAN, Benchmark, Model
 
 # Stand-ins: the page replaces them by its own colours, which differ between light and dark.
 INK, GRID = "#010203", "#010204"

@@ -18,9 +18,9 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
+from nnunet_autosam2.benchmark.results import DICE, Benchmark, CaseResult
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.files import require_file
-from nnunet_autosam2.report.benchmark import DICE, Benchmark, CaseResult
+from nnunet_autosam2.support.access import require_file
 
 FOLDER = "volumes"
 

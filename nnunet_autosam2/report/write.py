@@ -9,13 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.legend import UNKNOWN
-from nnunet_autosam2.report import fetch_niivue
-from nnunet_autosam2.report.benchmark import LEAST_CASES, Benchmark, read_benchmark
-from nnunet_autosam2.report.fetch_niivue import BUNDLE
-from nnunet_autosam2.report.figures import draw_figures
-from nnunet_autosam2.report.tables import (
+from nnunet_autosam2.benchmark.results import LEAST_CASES, Benchmark, read_benchmark
+from nnunet_autosam2.benchmark.tables import (
     BOUNDARY,
     LESION_WISE,
     OVERLAP,
@@ -24,8 +19,13 @@ from nnunet_autosam2.report.tables import (
     cost_table,
     score_table,
 )
+from nnunet_autosam2.errors import DatasetError
+from nnunet_autosam2.report import fetch_niivue
+from nnunet_autosam2.report.fetch_niivue import BUNDLE
+from nnunet_autosam2.report.figures import draw_figures
 from nnunet_autosam2.report.volumes import pack_cases
-from nnunet_autosam2.staging import replaced_folder
+from nnunet_autosam2.show.legend import UNKNOWN
+from nnunet_autosam2.support.staging import replaced_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
 NAME = "report"

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from nnunet_autosam2.checkpoint import init_args, load_network, read_nnunet_checkpoint
 from nnunet_autosam2.errors import AutoSAM2Error, WeightsError
-from nnunet_autosam2.plans import require_configuration
+from nnunet_autosam2.support.checkpoint import init_args, load_network, read_nnunet_checkpoint
+from nnunet_autosam2.support.plans import require_configuration
 
 BASELINE = "nnUNetTrainer"
 SHARED = ("architecture", "spacing", "normalization_schemes", "use_mask_for_norm")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnunet_autosam2.architectures.log_odds import decisions
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
-from nnunet_autosam2.staging import replaced_file, set_aside
+from nnunet_autosam2.support.staging import replaced_file, set_aside
 
 HALVES = ("UNet", "SAM2", "fused")
 COUNTED = ("UNet", "SAM2", "SAM2's weight")

@@ -17,16 +17,17 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
-from nnunet_autosam2.architectures.chunking import is_out_of_memory
 from nnunet_autosam2.architectures.mri_to_rgb import choose_rgb_channels
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
+from nnunet_autosam2.architectures.sam2.chunking import is_out_of_memory
+from nnunet_autosam2.architectures.sam2.weights import expanded
 from nnunet_autosam2.architectures.unet import strides_for
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, TrainingError, exit_on_user_error
-from nnunet_autosam2.plans import read_plans
-from nnunet_autosam2.staging import remove_unfinished, replaced_file
+from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
+from nnunet_autosam2.support.plans import read_plans
+from nnunet_autosam2.support.staging import remove_unfinished, replaced_file
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
 from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, counts_of_halves
 from nnunet_autosam2.trainers.early_stopping import EarlyStopping, defined_ema
@@ -34,7 +35,6 @@ from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, LeftOutSteps
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 from nnunet_autosam2.trainers.resuming import changes, require_same_structure
-from nnunet_autosam2.weights import expanded
 
 TEST_RUN = AutoSAM2Config(num_epochs=2, num_iterations_per_epoch=10, num_val_iterations_per_epoch=2)
 TEST_RUN_CASES = 4

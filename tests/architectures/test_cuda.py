@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nnunet_autosam2 import AutoSAM2
-from nnunet_autosam2.architectures.chunking import Chunked
-from nnunet_autosam2.architectures.mask_decoder import MaskPrediction
+from nnunet_autosam2.architectures.sam2.chunking import Chunked
+from nnunet_autosam2.architectures.sam2.mask_decoder import MaskPrediction
 from nnunet_autosam2.errors import OutOfMemoryError
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
 

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.propagation import propagate
 from nnunet_autosam2.architectures.reconstruction import VolumeMasks, locate
-from nnunet_autosam2.architectures.sam2_branch import Answers, SAM2Branch
+from nnunet_autosam2.architectures.sam2.branch import Answers, SAM2Branch
+from nnunet_autosam2.architectures.sam2.weights import VIDEO_MEMORY, load_into
 from nnunet_autosam2.config import AutoSAM2Config
-from nnunet_autosam2.weights import VIDEO_MEMORY, load_into
 
 SIZE = 64
 DEPTH, REGIONS, BATCH = 12, 2, 2

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from nnunet_autosam2.architectures.reconstruction import interpolate, locate, reconstruct
-from nnunet_autosam2.architectures.sam2_branch import SliceMasks
+from nnunet_autosam2.architectures.sam2.branch import SliceMasks
 
 DEPTH = 12
 SLICES = torch.tensor([[0, 3, 4, 11], [2, 5, 7, 8]])

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from nnunet_autosam2.benchmark.comparison import compare, interval
-from nnunet_autosam2.report.benchmark import LEAST_CASES
+from nnunet_autosam2.benchmark.results import LEAST_CASES
 
 
 def scores(values, region: str = "WT", metric: str = "Dice"):

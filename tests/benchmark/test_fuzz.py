@@ -15,9 +15,9 @@ from hypothesis import given, settings
 
 from nnunet_autosam2.benchmark import record
 from nnunet_autosam2.benchmark.kept import KeptScores, Prediction, Training, read_kept
+from nnunet_autosam2.benchmark.results import read_benchmark
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.evaluation.brats_metrics import METRICS
-from nnunet_autosam2.report.benchmark import read_benchmark
 from nnunet_autosam2.report.write import write_report
 
 

@@ -283,7 +283,7 @@ def test_one_dataset_id_is_for_one_process(source: Path, tmp_path: Path):
     """Also under two names; the other one is refused before it checks anything."""
     raw = tmp_path / "raw"
     raw.mkdir()
-    holder = "import sys, time; from pathlib import Path; from nnunet_autosam2.staging import locked\n"
+    holder = "import sys, time; from pathlib import Path; from nnunet_autosam2.support.staging import locked\n"
     holder += "with locked(Path(sys.argv[1]), 'Dataset005'): print('locked', flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", holder, raw / "Dataset005_Other"], stdout=subprocess.PIPE, text=True

@@ -9,7 +9,7 @@ import nnunetv2
 import pytest
 import torch
 
-from nnunet_autosam2.architectures.sam2_model import SAM2
+from nnunet_autosam2.architectures.sam2.model import SAM2
 
 ROOT = Path(__file__).parents[2]
 COMMAND_LINE = "from nnunet_autosam2.cli.main import main; main()"

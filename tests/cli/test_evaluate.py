@@ -18,7 +18,7 @@ from nnunet_autosam2.dataset_conversion.phantom import write_phantom
 from nnunet_autosam2.dataset_conversion.predictions import predictions_to_brats
 from nnunet_autosam2.evaluation.brats_metrics import evaluate
 from nnunet_autosam2.evaluation.pairs import find_pairs
-from nnunet_autosam2.staging import staged_folder
+from nnunet_autosam2.support.staging import staged_folder
 
 CASES = [f"phantom_{number:03d}" for number in range(1, 5)]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_autosam2.loading import load_trained
+from nnunet_autosam2.show.loading import load_trained
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 CPU = ("-device", "cpu")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_autosam2.checkpoint import read_nnunet_checkpoint
+from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint
 
 pytestmark = pytest.mark.end_to_end
 TRAINER = "nnUNetTrainerAutoSAM2_SavesEveryEpoch"

@@ -2,7 +2,7 @@ import re
 import warnings
 from xml.etree import ElementTree
 
-from nnunet_autosam2.report.benchmark import read_benchmark
+from nnunet_autosam2.benchmark.results import read_benchmark
 from nnunet_autosam2.report.figures import INK, SERIES, draw_figures
 
 KEYS = ["dice", "hd95", "differences", "fraction", "time", "training"]

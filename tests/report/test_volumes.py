@@ -7,8 +7,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from nnunet_autosam2.benchmark.results import read_benchmark
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.report.benchmark import read_benchmark
 from nnunet_autosam2.report.volumes import choose_cases, pack_cases
 
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
-from nnunet_autosam2.legend import legend
 from nnunet_autosam2.report import write
+from nnunet_autosam2.show.legend import legend
 
 NO_VIEWER = ("--viewer-cases", "0")
 COMMAND_LINE = "from nnunet_autosam2.cli.main import main; main()"

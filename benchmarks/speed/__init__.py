@@ -1,1 +1,0 @@
-"""What AutoSAM2 costs beside nnU-Net; `python -m benchmarks.speed`."""

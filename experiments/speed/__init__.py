@@ -1,0 +1,1 @@
+"""What AutoSAM2 costs beside nnU-Net; `python -m experiments.speed`."""

@@ -1,0 +1,119 @@
+"""The networks that are measured, each with what trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch import Tensor, nn
+
+from experiments.speed.setting import REGIONS, Setting
+from experiments.speed.slice_by_slice import SliceBySlice
+from nnunet_autosam2 import AutoSAM2
+from nnunet_autosam2.architectures.unet import strides_for
+from nnunet_autosam2.config import SAM2_SIZE_STEP
+from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
+
+NNUNET, LOOP = "nnU-Net", "slice by slice"
+BACKBONES = {"autosam2": "AutoSAM2", "plans": "on nnU-Net's"}
+
+
+class Competitor(Protocol):
+    def forward(self, volume: Tensor) -> Any: ...
+
+    def compile(self) -> None: ...
+
+
+class Trained:
+    """A network that trains as nnU-Net's trainer does it: mixed precision on a GPU, clipped gradients."""
+
+    def __init__(self, setting: Setting, network: nn.Module, loss: nn.Module, optimizer: Callable) -> None:
+        self.network = network.to(setting.device)
+        self.loss = loss
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = optimizer(self.parameters)
+        self.autocast = partial(torch.autocast, torch.device(setting.device).type, enabled=setting.on_gpu)
+        self.scaler = torch.amp.GradScaler(enabled=setting.on_gpu)
+
+    @torch.no_grad()
+    def forward(self, volume: Tensor) -> Any:
+        self._train(False)
+        with self.autocast():
+            return self.network(volume)
+
+    def step(self, volume: Tensor, targets: list[Tensor]) -> None:
+        self._train(True)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            output = self.network(volume)
+        loss = self.loss(output, targets)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 12)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def compile(self) -> None:
+        self.network.compile()
+        (self.loss if isinstance(self.network, AutoSAM2) else self.loss.loss.dc).compile()
+
+    def _train(self, trains: bool) -> None:
+        self.network.train(trains)
+        for parameter in self.parameters:
+            parameter.requires_grad_(trains)  # torch's counter of operations trips over views that ask for a gradient
+        if isinstance(self.network, AutoSAM2):
+            self.network.set_deep_supervision(trains)
+        else:
+            self.network.decoder.deep_supervision = trains
+
+
+def nnunet(setting: Setting) -> Trained:
+    network = setting.planned_network()
+    weights = 0.5 ** np.arange(len(setting.strides) - 1)
+    weights[-1] = 0
+    loss = DC_and_BCE_loss(
+        {}, {"batch_dice": False, "do_bg": True, "smooth": 1e-5, "ddp": False}, dice_class=MemoryEfficientSoftDiceLoss
+    )
+    optimizer = partial(torch.optim.SGD, lr=1e-4, momentum=0.99, nesterov=True)
+    return Trained(setting, network, DeepSupervisionWrapper(loss, weights / weights.sum()), optimizer)
+
+
+def autosam2(setting: Setting, **changes: Any) -> Trained:
+    config = setting.config(**changes)
+    planned = setting.planned_network() if config.backbone == "plans" else None
+    network = AutoSAM2(REGIONS, setting.channels, config, strides_for(setting.patch_size, setting.strides), planned)
+    loss = AutoSAM2Loss(WeightedBCEDiceLoss(REGIONS, region_based=True))
+    return Trained(setting, network, loss, partial(torch.optim.AdamW, lr=1e-4))
+
+
+def slice_by_slice(setting: Setting, fraction: float) -> SliceBySlice:
+    unet = autosam2(setting, slice_fraction=0).network.eval()
+    unet.set_deep_supervision(False)
+    return SliceBySlice(unet, setting.sam2_model, fraction, setting.device)
+
+
+def competitors(
+    setting: Setting, fractions: tuple[float, ...], loop_fraction: float
+) -> Iterator[tuple[str, Callable[[], Competitor]]]:
+    """Names and what makes them."""
+    yield NNUNET, partial(nnunet, setting)
+    yield LOOP, partial(slice_by_slice, setting, loop_fraction)
+    for backbone in BACKBONES:
+        for fraction in (0.0, *fractions):
+            changes = {"backbone": backbone, "slice_fraction": fraction}
+            yield title(backbone, fraction), partial(autosam2, setting, **changes)
+    half = setting.sam2_image_size // 2
+    if half % SAM2_SIZE_STEP == 0:
+        smaller = setting._replace(sam2_image_size=half)
+        name = f"{title('autosam2', loop_fraction)}, SAM2 at {half}"
+        yield name, partial(autosam2, smaller, slice_fraction=loop_fraction)
+
+
+def title(backbone: str, fraction: float) -> str:
+    return f"{BACKBONES[backbone]}, {100 * fraction:g} %"

@@ -1,0 +1,60 @@
+"""The trainers of experiments/experiment.py, which nnU-Net finds with nnUNet_extTrainer=experiments/trainers."""
+
+import os
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_autosam2.config import PLANS_KEY
+from nnunet_autosam2.trainers import (
+    nnUNetTrainerAutoSAM2,
+    nnUNetTrainerAutoSAM2_OnBaseline,
+    nnUNetTrainerAutoSAM2_UNetOnly,
+)
+
+
+class Reproducible(nnUNetTrainer):
+    """With nnUNet_n_proc_DA=0, first weights, patches and augmentation depend on EXPERIMENT_SEED alone.
+
+    So all trainers see the same batches, in a resumed training too.
+    """
+
+    def initialize(self) -> None:
+        self.save_every = 1
+        self._seed(0)
+        super().initialize()
+
+    def on_train_epoch_start(self) -> None:
+        self._seed(1 + self.current_epoch)
+        super().on_train_epoch_start()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Left out: the experiment predicts the left-out case itself."""
+
+    def _seed(self, step: int) -> None:
+        seed = 10_000 * int(os.environ["EXPERIMENT_SEED"]) + step
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+class nnUNetTrainerShort(Reproducible):
+    """nnU-Net's own, for as many iterations as AutoSAM2's part of the configuration says."""
+
+    def initialize(self) -> None:
+        lengths = self.configuration_manager.configuration[PLANS_KEY]
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
+            setattr(self, name, lengths[name])
+        super().initialize()
+
+
+class nnUNetTrainerAutoSAM2_Short(Reproducible, nnUNetTrainerAutoSAM2):
+    pass
+
+
+class nnUNetTrainerAutoSAM2_UNetOnly_Short(Reproducible, nnUNetTrainerAutoSAM2_UNetOnly):
+    pass
+
+
+class nnUNetTrainerAutoSAM2_OnBaseline_Short(Reproducible, nnUNetTrainerAutoSAM2_OnBaseline):
+    pass

@@ -1,0 +1,98 @@
+"""nnU-Net's description of a data set and its folds, checked when they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, StrictStr, TypeAdapter, model_validator
+
+from nnunet_autosam2.support.json_files import checked, read_json, shown
+
+Label = Annotated[int, Field(strict=True, ge=0, le=2**15)]
+Labels = Label | Annotated[list[Label], Field(min_length=1)]
+Case = Annotated[str, Field(strict=True, min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
+Names = Annotated[dict[StrictStr, StrictStr], Field(min_length=1)]
+
+
+class Listed(BaseModel):
+    """A case of a data set that names its files itself."""
+
+    images: Annotated[list[StrictStr], Field(min_length=1)]
+    label: StrictStr
+
+
+class Labelled(BaseModel):
+    """All that an evaluation reads."""
+
+    labels: Annotated[dict[StrictStr, Labels], Field(min_length=1)]
+
+
+class DatasetJson(Labelled):
+    channel_names: Names | None = None
+    modality: Names | None = None
+    """`channel_names` of older data sets"""
+    file_ending: Annotated[str, Field(strict=True, pattern=r"^(\.\w+)+$")]
+    regions_class_order: list[Label] | None = None
+    dataset: dict[StrictStr, Listed] | None = None
+
+    @model_validator(mode="after")
+    def _as_nnunet_wants_it(self) -> DatasetJson:
+        names = self.modality or self.channel_names
+        if names is None:
+            raise ValueError("channel_names is missing")
+        for case, files in (self.dataset or {}).items():
+            if len(files.images) != len(names):
+                raise ValueError(f"dataset.{shown(case)} has {len(files.images)} images for {len(names)} channels")
+        if self.labels.get("background") != 0:
+            raise ValueError("labels has no background, which has to be 0")
+        regions = {name: labels for name, labels in self.labels.items() if name not in ("background", "ignore")}
+        if not regions:
+            raise ValueError("labels has nothing but the background")
+        of_regions = {label for each in regions.values() for label in (each if isinstance(each, list) else [each])}
+        if any(set(each if isinstance(each, list) else [each]) == {0} for each in regions.values()):
+            raise ValueError("labels has a region of nothing but the background")
+        ignore = self.labels.get("ignore")
+        if ignore is not None and ignore != max(of_regions) + 1:
+            raise ValueError(
+                f"the label ignore has to be {max(of_regions) + 1}, one more than the highest of the others"
+            )
+        if any(isinstance(labels, list) and len(labels) > 1 for labels in regions.values()):
+            if len(self.regions_class_order or ()) != len(regions):
+                raise ValueError(f"regions_class_order has to name a label for each of {len(regions)} regions")
+        elif len(of_regions) != len(regions):
+            raise ValueError("two labels are the same")
+        return self
+
+
+class Split(BaseModel):
+    train: list[Case]
+    val: list[Case]
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        DatasetError: no such file, or nnU-Net could not work with it.
+    """
+    content = read_json(path)
+    require_dataset_json(content, path)
+    return content
+
+
+def require_dataset_json(content: Any, source: object) -> None:
+    """
+    Raises:
+        DatasetError: an entry is missing or has another type or value than nnU-Net needs.
+    """
+    checked(content, DatasetJson, source)
+
+
+def read_splits(path: Path) -> list[dict[str, list[str]]]:
+    """
+    Raises:
+        DatasetError: no such file, or it is not of nnU-Net's form.
+    """
+    advice = 'It has to be a list of {"train": [case, …], "val": [case, …]}, one for each fold.'
+    splits = checked(read_json(path), TypeAdapter(Annotated[list[Split], Field(min_length=1)]), path, advice)
+    return [split.model_dump() for split in splits]
