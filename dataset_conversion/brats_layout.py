@@ -17,21 +17,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from nnunet_autosam2.dataset_conversion.regions import CORE, ENHANCING, FOURTH, OEDEMA, REGIONS
 from nnunet_autosam2.errors import ConfigurationError
 
-# nnU-Net's numbers; the fourth is the resection cavity or, in children, the cystic component
-OEDEMA, CORE, ENHANCING, FOURTH = 1, 2, 3, 4
-
-REGIONS = {
-    "whole tumor": (OEDEMA, CORE, ENHANCING),
-    "tumor core": (CORE, ENHANCING),
-    "enhancing tumor": (ENHANCING,),
-}
-REGIONS_WITH_CAVITY = {**REGIONS, "resection cavity": (FOURTH,)}
+THREE_REGIONS = dict(REGIONS.values())
+REGIONS_WITH_CAVITY = {**THREE_REGIONS, "resection cavity": (FOURTH,)}
 REGIONS_WITH_CYSTS = {
-    "whole tumor": (OEDEMA, CORE, ENHANCING, FOURTH),
-    "tumor core": (CORE, ENHANCING, FOURTH),
-    "enhancing tumor": (ENHANCING,),
+    **{name: labels if labels == (ENHANCING,) else (*labels, FOURTH) for name, labels in REGIONS.values()},
     "cystic component": (FOURTH,),
 }
 
@@ -65,6 +57,11 @@ class Release:
     """Modalities along the fourth axis of an image; empty where each has a file of its own."""
 
     @property
+    def original(self) -> dict[int, int]:
+        """nnU-Net's label → the release's."""
+        return {nnunet: own for own, nnunet in self.labels.items()}
+
+    @property
     def layout(self) -> tuple[str, tuple[str, ...]]:
         return self.separator, self.stack
 
@@ -72,29 +69,29 @@ class Release:
 RELEASES = {
     release.name: release
     for release in (
-        Release("2018-2021", "BraTS 2018-2021", r".+", MODALITIES_2018, LABELS_2018, REGIONS, separator="_"),
-        Release("2023-gli", "BraTS 2023 GLI", r"BraTS-GLI-\d+-0\d\d", MODALITIES_2023, LABELS_2023, REGIONS),
+        Release("2018-2021", "BraTS 2018-2021", r".+", MODALITIES_2018, LABELS_2018, THREE_REGIONS, separator="_"),
+        Release("2023-gli", "BraTS 2023 GLI", r"BraTS-GLI-\d+-0\d\d", MODALITIES_2023, LABELS_2023, THREE_REGIONS),
         Release(
             "2024-gli", "BraTS 2024 GLI", r"BraTS-GLI-\d+-\d+", MODALITIES_2023, LABELS_WITH_CAVITY, REGIONS_WITH_CAVITY
         ),
-        Release("2023-met", "BraTS 2023 MET", r"BraTS-MET-\d+-\d+", MODALITIES_2023, LABELS_2023, REGIONS),
+        Release("2023-met", "BraTS 2023 MET", r"BraTS-MET-\d+-\d+", MODALITIES_2023, LABELS_2023, THREE_REGIONS),
         Release(
             "2025-met", "BraTS 2025 MET", r"BraTS-MET-\d+-\d+", MODALITIES_2023, LABELS_WITH_CAVITY, REGIONS_WITH_CAVITY
         ),
-        Release("2023-ped", "BraTS 2023 PED", r"BraTS-PED-\d+-\d+", MODALITIES_2023, LABELS_2023, REGIONS),
+        Release("2023-ped", "BraTS 2023 PED", r"BraTS-PED-\d+-\d+", MODALITIES_2023, LABELS_2023, THREE_REGIONS),
         Release(
             "2024-ped", "BraTS 2024 PED", r"BraTS-PED-\d+-\d+", MODALITIES_2023, LABELS_WITH_CYSTS, REGIONS_WITH_CYSTS
         ),
-        Release("2023-men", "BraTS 2023 MEN", r"BraTS-MEN-\d+-\d+", MODALITIES_2023, LABELS_2023, REGIONS),
-        Release("2023-ssa", "BraTS 2023 SSA", r"BraTS-SSA-\d+-\d+", MODALITIES_2023, LABELS_2023, REGIONS),
-        Release("2024-goat", "BraTS 2024 GoAT", r"BraTS-GoAT-\d+", MODALITIES_2023, LABELS_2023, REGIONS),
+        Release("2023-men", "BraTS 2023 MEN", r"BraTS-MEN-\d+-\d+", MODALITIES_2023, LABELS_2023, THREE_REGIONS),
+        Release("2023-ssa", "BraTS 2023 SSA", r"BraTS-SSA-\d+-\d+", MODALITIES_2023, LABELS_2023, THREE_REGIONS),
+        Release("2024-goat", "BraTS 2024 GoAT", r"BraTS-GoAT-\d+", MODALITIES_2023, LABELS_2023, THREE_REGIONS),
         Release(
             "decathlon",
             "Decathlon Task01_BrainTumour",
             r"BRATS_\d+",
             MODALITIES_DECATHLON,
             LABELS_DECATHLON,
-            REGIONS,
+            THREE_REGIONS,
             stack=("flair", "t1w", "t1gd", "t2w"),
         ),
     )

@@ -13,6 +13,8 @@ import SimpleITK as sitk
 from scipy import ndimage
 from tqdm import tqdm
 
+from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
+from nnunet_autosam2.dataset_conversion.regions import TISSUES
 from nnunet_autosam2.errors import ConfigurationError
 from nnunet_autosam2.support.staging import staged_folder
 
@@ -21,7 +23,9 @@ PARTIAL_VOLUME = 0.55  # standard deviation in voxels
 BIAS = 0.08
 NOISE = 0.03
 
-NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
+RELEASE = RELEASES["2018-2021"]
+OEDEMA, NECROSIS, ENHANCING = (RELEASE.original[tissue] for tissue in TISSUES)
+MODALITIES = tuple(RELEASE.modalities)
 # Relative signal of each tissue, after the textbook appearance in glioma protocols
 SIGNAL = {
     #                t1    t1ce  t2    flair
@@ -34,7 +38,6 @@ SIGNAL = {
     "necrosis":     (0.34, 0.32, 0.86, 0.58),
     "enhancing":    (0.54, 1.10, 0.62, 0.72),
 }  # fmt: skip
-MODALITIES = ("t1", "t1ce", "t2", "flair")
 
 
 class PhantomCase(NamedTuple):

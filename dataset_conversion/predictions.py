@@ -52,7 +52,7 @@ def predictions_to_brats(predictions: Path, output: Path, release: str | None = 
         raise DatasetError(f"{predictions} holds no .nii.gz file: give the folder that nnUNetv2_predict wrote.")
     chosen = release_named(release) if release else recorded_release(predictions)
     _require_unconverted(predictions / "dataset.json")
-    original = {after: before for before, after in chosen.labels.items()}
+    original = chosen.original
     with staged_folder(output) as staged:
         problems = thread_map(partial(_check, labels=tuple(original)), files, desc="check", max_workers=WORKERS)
         if any(problems):
@@ -96,7 +96,7 @@ def _require_unconverted(dataset_json: Path) -> None:
 
 def _labels_of(release: Release) -> dict[str, Any]:
     """The release's own, for `autosam2 evaluate` and nnUNetv2_evaluate_folder."""
-    original = {after: before for before, after in release.labels.items()}
+    original = release.original
     regions = {name: sorted(original[label] for label in labels) for name, labels in release.regions.items()}
     return {
         "labels": {"background": original[0], **regions},

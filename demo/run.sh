@@ -43,9 +43,10 @@ run nnUNetv2_evaluate_folder "$nnUNet_raw/Dataset901_HeldOut/labelsTr" "$output/
     -djfile "$model/dataset.json" -pfile "$model/plans.json"
 python - "$output/prediction/summary.json" <<'PYTHON'
 import json, sys
+from nnunet_autosam2.dataset_conversion.regions import REGIONS
 regions = json.load(open(sys.argv[1]))["mean"]
-names = {"(1, 2, 3)": "WT", "(2, 3)": "TC", "3": "ET", "(3,)": "ET"}
-print("      Dice of the held-out case:", ", ".join(f"{names.get(k, k)} {v['Dice']:.3f}" for k, v in regions.items()))
+dice = (f"{name} {scores['Dice']:.3f}" for name, scores in zip(REGIONS, regions.values(), strict=True))
+print("      Dice of the held-out case:", ", ".join(dice))
 PYTHON
 step "Pictures of what happens inside"
 run autosam2 show "$nnUNet_raw/Dataset901_HeldOut/imagesTr/phantom_007" -m "$model" -f all --slices 4 \

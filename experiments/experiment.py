@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, NoReturn
 import click
 import numpy as np
 
-from nnunet_autosam2.evaluation.regions import REGIONS
+from nnunet_autosam2.dataset_conversion.regions import REGIONS
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, training_log
 
 DATASET, NAME = "40", "Dataset040_Experiment"

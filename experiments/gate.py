@@ -32,11 +32,12 @@ from nnunet_autosam2.architectures.autosam2 import take_slices
 from nnunet_autosam2.architectures.fusion import GatedFusion
 from nnunet_autosam2.architectures.sam2.branch import SliceMasks
 from nnunet_autosam2.config import CHOICES
+from nnunet_autosam2.dataset_conversion.phantom import MODALITIES
+from nnunet_autosam2.evaluation.numbering import NUMBERINGS
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 
-MODALITIES = ("t1", "t1ce", "t2", "flair")
-REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
+REGIONS = NUMBERINGS["brats2021"].regions
 PATCH_SIZE = (32, 32, 32)
 BATCH_SIZE = 2
 CONFIDENCE = 8.0

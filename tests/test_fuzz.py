@@ -25,8 +25,8 @@ from nnunet_autosam2.benchmark.models import find_models
 from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.dataset_conversion.predictions import recorded_release
 from nnunet_autosam2.errors import AutoSAM2Error
+from nnunet_autosam2.evaluation.numbering import numbering_of_dataset
 from nnunet_autosam2.evaluation.pairs import find_pairs
-from nnunet_autosam2.evaluation.regions import numbering_of_dataset
 from nnunet_autosam2.show.loading import find_case, load_trained, preprocess
 from nnunet_autosam2.trainers.backbone import load_backbone
 

@@ -13,7 +13,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
-from experiments.speed.setting import REGIONS, Setting
+from experiments.speed.setting import NUM_REGIONS, Setting
 from experiments.speed.slice_by_slice import SliceBySlice
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.unet import strides_for
@@ -87,8 +87,8 @@ def nnunet(setting: Setting) -> Trained:
 def autosam2(setting: Setting, **changes: Any) -> Trained:
     config = setting.config(**changes)
     planned = setting.planned_network() if config.backbone == "plans" else None
-    network = AutoSAM2(REGIONS, setting.channels, config, strides_for(setting.patch_size, setting.strides), planned)
-    loss = AutoSAM2Loss(WeightedBCEDiceLoss(REGIONS, region_based=True))
+    network = AutoSAM2(NUM_REGIONS, setting.channels, config, strides_for(setting.patch_size, setting.strides), planned)
+    loss = AutoSAM2Loss(WeightedBCEDiceLoss(NUM_REGIONS, region_based=True))
     return Trained(setting, network, loss, partial(torch.optim.AdamW, lr=1e-4))
 
 

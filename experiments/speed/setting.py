@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from nnunet_autosam2 import AutoSAM2Config
 from nnunet_autosam2.cli.configure import refit_architecture
+from nnunet_autosam2.dataset_conversion.regions import REGIONS
 
-REGIONS = 3
+NUM_REGIONS = len(REGIONS)
 BRATS = {
     "spacing": [1.0, 1.0, 1.0],
     "architecture": {
@@ -72,7 +73,7 @@ class Setting(NamedTuple):
         architecture = self.architecture
         return get_network_from_plans(
             architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"],
-            self.channels, REGIONS, deep_supervision=True,
+            self.channels, NUM_REGIONS, deep_supervision=True,
         )  # fmt: skip
 
     def config(self, **changes: Any) -> AutoSAM2Config:
@@ -86,6 +87,6 @@ class Setting(NamedTuple):
 
     def targets(self) -> list[Tensor]:
         """Random regions at the resolutions of deep supervision, finest first."""
-        truth = (torch.rand(self.batch_size, REGIONS, *self.patch_size) > 0.9).float().to(self.device)
+        truth = (torch.rand(self.batch_size, NUM_REGIONS, *self.patch_size) > 0.9).float().to(self.device)
         strides = np.cumprod(self.strides, axis=0)[:-1]
         return [truth[..., ::depth, ::height, ::width].contiguous() for depth, height, width in strides]

@@ -14,8 +14,8 @@ from nnunet_autosam2.benchmark.models import Model
 from nnunet_autosam2.benchmark.results import CaseFiles, Label
 from nnunet_autosam2.dataset_conversion.patients import FOLDS, by_patient, split_by_patient
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
+from nnunet_autosam2.evaluation.numbering import Numbering, choose_numbering, numbering_of_dataset
 from nnunet_autosam2.evaluation.pairs import ENDING
-from nnunet_autosam2.evaluation.regions import Numbering, choose_numbering, numbering_of_dataset
 from nnunet_autosam2.show.legend import legend
 from nnunet_autosam2.support.access import entries, is_looked_at
 from nnunet_autosam2.support.dataset_json import read_dataset_json, read_splits

@@ -17,12 +17,13 @@ from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.benchmark.kept import KeptScores, read_kept
 from nnunet_autosam2.benchmark.models import Model, titles
 from nnunet_autosam2.benchmark.tables import OVERLAP, Table, comparison_tables, cost_table, score_table
+from nnunet_autosam2.dataset_conversion.regions import TABLE_ORDER
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
 from nnunet_autosam2.evaluation.challenges import rules
 from nnunet_autosam2.evaluation.empty_regions import RULE
+from nnunet_autosam2.evaluation.numbering import Numbering
 from nnunet_autosam2.evaluation.pairs import find_pairs
-from nnunet_autosam2.evaluation.regions import Numbering
 from nnunet_autosam2.support.access import entries
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, training_log
 from nnunet_autosam2.support.staging import replace_file
@@ -58,7 +59,7 @@ def collect(
         _model(title, model, [job for job in jobs if job.model == model], errors, evaluated)
         for title, model in by_title.items()
     ]
-    regions = sorted(numbering.regions) if numbering.is_brats else list(numbering.regions)
+    regions = list(TABLE_ORDER if numbering.is_brats else numbering.regions)
     scores = {record.title: {result.case: result.scores for result in record.results()} for record in records}
     found = {result.case for record in records for result in record.results()}
     return results.Benchmark(

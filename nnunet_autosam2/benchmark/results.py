@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
+from nnunet_autosam2.dataset_conversion.regions import REGIONS, TABLE_ORDER
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.evaluation.empty_regions import RULE, CaseScores, counted
 from nnunet_autosam2.show.legend import legend
@@ -22,8 +23,8 @@ FILE = "benchmark.json"
 MEAN = "mean"
 """In the place of a region: over those in which a case's metric is defined"""
 DICE, HD95 = "Dice", "HD95"
-BRATS = {"labels": {"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}}
-"""Labels and regions of those that do not say"""
+BRATS = {"labels": dict(REGIONS.values())}
+"""For a file that names no labels"""
 LEAST_CASES = 10
 """Below, a difference has neither a confidence interval nor a mark that it is one"""
 
@@ -172,7 +173,7 @@ class Benchmark(BaseModel):
     models: list[Model] = Field(min_length=1)
     cases: dict[str, CaseFiles]
     comparisons: list[Comparison]
-    regions: list[str] = Field(["ET", "TC", "WT"], min_length=1)
+    regions: list[str] = Field(list(TABLE_ORDER), min_length=1)
     """In the order of tables and figures"""
     labels: list[Label] = [Label(**label._asdict()) for label in legend(BRATS)]
     """Of the data set, background left out"""

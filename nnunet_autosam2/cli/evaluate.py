@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nnunet_autosam2.evaluation.challenges import CHALLENGES, rules
-from nnunet_autosam2.evaluation.regions import NUMBERINGS
+from nnunet_autosam2.evaluation.numbering import NUMBERINGS
 
 
 @click.command(
@@ -53,8 +53,8 @@ def command(
     """
     from nnunet_autosam2.dataset_conversion.patients import leaks
     from nnunet_autosam2.evaluation.brats_metrics import evaluate, require_brats_evaluation
+    from nnunet_autosam2.evaluation.numbering import choose_numbering
     from nnunet_autosam2.evaluation.pairs import find_pairs
-    from nnunet_autosam2.evaluation.regions import choose_numbering
     from nnunet_autosam2.evaluation.summary import table, write_scores
     from nnunet_autosam2.support.staging import staged_folder
 

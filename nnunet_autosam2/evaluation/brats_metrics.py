@@ -27,10 +27,11 @@ import SimpleITK as sitk
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, unknown_labels
+from nnunet_autosam2.dataset_conversion.regions import REGIONS, TISSUES
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError, OutOfMemoryError
 from nnunet_autosam2.evaluation.challenges import CHALLENGES, FOUND_LESION, LARGEST_DISTANCE, SMALL_LESION, TOLERANCE
+from nnunet_autosam2.evaluation.numbering import NUMBERINGS, Numbering
 from nnunet_autosam2.evaluation.pairs import Pair
-from nnunet_autosam2.evaluation.regions import NUMBERINGS, REGIONS, Numbering
 from nnunet_autosam2.support.workers import process_map
 
 Scores = dict[str, dict[str, dict[str, "float | None"]]]
@@ -167,12 +168,12 @@ def _measure(pair: Pair, challenge: str, numbering: Numbering) -> tuple[dict[str
     from brats_evaluation import config_path
     from panoptica import Panoptica_Evaluator
 
-    labels = CHALLENGES[challenge]
+    labels = [CHALLENGES[challenge].original[tissue] for tissue in TISSUES]
     truth = sitk.ReadImage(pair.truth)
     voxels = []
     ignored = sitk.GetArrayFromImage(truth) == numbering.ignored
     for image in (sitk.ReadImage(pair.prediction), truth):
-        array = numbering.renumbered(sitk.GetArrayFromImage(image), **labels._asdict())
+        array = numbering.renumbered(sitk.GetArrayFromImage(image), *labels)
         array[ignored] = 0
         voxels.append(array)
     images = [sitk.GetImageFromArray(array) for array in voxels]
@@ -183,8 +184,8 @@ def _measure(pair: Pair, challenge: str, numbering: Numbering) -> tuple[dict[str
         others = [group for group in evaluator.segmentation_class_groups_names if group.upper() not in REGIONS]
         results = evaluator.evaluate(*images, skip_groups=others)
     counted = {}
-    for region, of_region in zip(REGIONS, (labels, labels[1:], labels[2:]), strict=True):
-        prediction_mask, truth_mask = (np.isin(array, of_region) for array in voxels)
+    for number, region in enumerate(REGIONS):
+        prediction_mask, truth_mask = (np.isin(array, labels[number:]) for array in voxels)
         both = prediction_mask & truth_mask
         counted[region] = {
             "IoU": _ratio(both, prediction_mask | truth_mask),

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
 
-
-class Labels(NamedTuple):
-    """In the package's configuration of the challenge."""
-
-    oedema: int
-    core: int
-    enhancing: int
-
-
-ADULT = Labels(oedema=2, core=1, enhancing=3)
 CHALLENGES = {
-    "gli": ADULT,
-    "mets": ADULT,
-    "ped": Labels(oedema=4, core=2, enhancing=1),
-    "MenPre": ADULT,
-    "GoAT": ADULT,
+    "gli": RELEASES["2023-gli"],
+    "mets": RELEASES["2023-met"],
+    "ped": RELEASES["2024-ped"],
+    "MenPre": RELEASES["2023-men"],
+    "GoAT": RELEASES["2024-goat"],
 }
+"""Name of a configuration of the package → a release whose labels it takes"""
 LARGEST_DISTANCE = 373.0
 """mm, what the package counts where HD95 is infinite"""
 SMALL_LESION = 20.0

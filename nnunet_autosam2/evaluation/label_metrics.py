@@ -9,8 +9,8 @@ import SimpleITK as sitk
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
 
+from nnunet_autosam2.evaluation.numbering import Numbering
 from nnunet_autosam2.evaluation.pairs import Pair
-from nnunet_autosam2.evaluation.regions import Numbering
 
 
 def measure(pair: Pair, numbering: Numbering, tolerance: float) -> dict[str, dict[str, float]]:

@@ -19,6 +19,7 @@ from nnunet_autosam2.benchmark.tables import (
     cost_table,
     score_table,
 )
+from nnunet_autosam2.dataset_conversion.regions import REGIONS
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.report import fetch_niivue
 from nnunet_autosam2.report.fetch_niivue import BUNDLE
@@ -85,6 +86,7 @@ def _index(benchmark: Benchmark, cases: list[dict[str, Any]]) -> dict[str, Any]:
     figures = {drawing.key: drawing for drawing in draw_figures(benchmark)}
     return {
         "benchmark": benchmark,
+        "short_names": _short_names(benchmark.regions),
         "least_cases": LEAST_CASES,
         "finished": sum(len(model.folds) for model in benchmark.models) - len(failures),
         "failures": failures,
@@ -96,6 +98,11 @@ def _index(benchmark: Benchmark, cases: list[dict[str, Any]]) -> dict[str, Any]:
         "cases": {case["title"]: number for number, case in enumerate(cases)},
         "version": version("nnunet-autosam2"),
     }
+
+
+def _short_names(regions: list[str]) -> str:
+    """`ET: enhancing tumor, TC: tumor core, …`, empty unless all are regions of BraTS."""
+    return ", ".join(f"{short}: {REGIONS[short].name}" for short in regions) if REGIONS.keys() >= set(regions) else ""
 
 
 def _require_replaceable(target: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunet_autosam2.evaluation.regions import NAMES_IN_DATASET_JSON
+from nnunet_autosam2.dataset_conversion.regions import REGIONS, TABLE_ORDER
 
 Colour = tuple[int, int, int]
 OEDEMA: Colour = (86, 180, 233)
@@ -17,6 +17,9 @@ ENHANCING: Colour = (240, 228, 66)
 FURTHER: tuple[Colour, ...] = ((0, 158, 115), (204, 121, 167), (0, 114, 178), (230, 159, 0))
 """Told apart by colour-blind readers, too, like the three above; beyond, hues far from the one before"""
 UNKNOWN: Colour = (150, 150, 150)
+TISSUES = {"ET": ("enhancing tumour", ENHANCING), "TC": ("necrosis, not enhancing", CORE), "WT": ("oedema", OEDEMA)}
+"""Region of BraTS → what it has and the next one has not"""
+BRATS_NAMES = {region.name for region in REGIONS.values()}
 
 
 class Label(NamedTuple):
@@ -29,7 +32,7 @@ class Label(NamedTuple):
 def legend(dataset_json: Mapping[str, Any]) -> list[Label]:
     """Of the labels that nnU-Net's `dataset.json` defines, in the order of their numbers, without background."""
     regions = _regions(dataset_json)
-    is_brats = regions.keys() >= set(NAMES_IN_DATASET_JSON.values())
+    is_brats = regions.keys() >= BRATS_NAMES
     values = sorted({label for labels in regions.values() for label in labels} - {0})
     describe = _tissue if is_brats else _innermost
     described = [describe(value, regions) for value in values]
@@ -57,19 +60,13 @@ def _regions(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _tissue(value: int, regions: Mapping[str, tuple[int, ...]]) -> tuple[str, Colour | None]:
     """Of BraTS, by the regions that it lies in: what a number means differs from release to release."""
-    within = [short for short, name in reversed(NAMES_IN_DATASET_JSON.items()) if value in regions[name]]
-    own = [
-        name for name, labels in regions.items() if labels == (value,) and name not in NAMES_IN_DATASET_JSON.values()
-    ]
+    within = [short for short in TABLE_ORDER if value in regions[REGIONS[short].name]]
+    own = [name for name, labels in regions.items() if labels == (value,) and name not in BRATS_NAMES]
     colour: Colour | None = None
     if own:
         title = own[0]
-    elif "ET" in within:
-        title, colour = "enhancing tumour", ENHANCING
-    elif "TC" in within:
-        title, colour = "necrosis, not enhancing", CORE
-    elif "WT" in within:
-        title, colour = "oedema", OEDEMA
+    elif within:
+        title, colour = TISSUES[within[0]]
     else:
         title = _innermost(value, regions)[0]
     return f"{title} ({', '.join(within)})" if within else title, colour

@@ -15,10 +15,11 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
+from nnunet_autosam2.dataset_conversion.regions import REGIONS
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate, require_brats_evaluation
+from nnunet_autosam2.evaluation.numbering import NUMBERINGS
 from nnunet_autosam2.evaluation.pairs import Pair
-from nnunet_autosam2.evaluation.regions import NUMBERINGS, REGIONS
 
 REGIONS_OF_NNUNET = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}
 IN_PARSED_TABLE = {

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnunet_autosam2.dataset_conversion.regions import REGIONS
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores
-from nnunet_autosam2.evaluation.regions import REGIONS
 from nnunet_autosam2.evaluation.summary import summarise, table, write_scores
 
 

@@ -11,7 +11,7 @@ from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.dataset_conversion.nifti import read_volume
 from nnunet_autosam2.dataset_conversion.predictions import recorded_release
 from nnunet_autosam2.errors import AutoSAM2Error, DatasetError
-from nnunet_autosam2.evaluation.regions import numbering_of_dataset
+from nnunet_autosam2.evaluation.numbering import numbering_of_dataset
 from nnunet_autosam2.support.access import entries, is_looked_at, require_file
 from nnunet_autosam2.support.checkpoint import read_torch_file
 from nnunet_autosam2.support.plans import read_json

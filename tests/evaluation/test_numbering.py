@@ -8,7 +8,7 @@ import pytest
 from nnunet_autosam2.dataset_conversion.brats import convert_brats
 from nnunet_autosam2.dataset_conversion.phantom import write_phantom
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.evaluation.regions import NUMBERINGS, choose_numbering, numbering_of_dataset
+from nnunet_autosam2.evaluation.numbering import NUMBERINGS, choose_numbering, numbering_of_dataset
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the labels of segmentation files mean: BraTS's regions WT, TC and ET, or the labels of any data set."""
+"""The meaning of the labels in segmentation files: BraTS's regions, or the labels of any data set."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
+from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release
 from nnunet_autosam2.dataset_conversion.nifti import read_volume
+from nnunet_autosam2.dataset_conversion.regions import REGIONS
 from nnunet_autosam2.errors import DatasetError, listed
 from nnunet_autosam2.support.dataset_json import Labelled
 from nnunet_autosam2.support.json_files import checked, read_json
 
-REGIONS = ("WT", "TC", "ET")
-NAMES_IN_DATASET_JSON = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
-
 
 @dataclass(frozen=True)
 class Numbering:
-    """Labels of the regions. Of BraTS these are WT, TC and ET, where ET lies within TC and TC within WT."""
+    """Labels of the regions; those of BraTS are under their short names, and each lies within the one before."""
 
     regions: Mapping[str, tuple[int, ...]]
     outside: tuple[int, ...] = (0,)
@@ -51,22 +50,26 @@ class Numbering:
         return of(self) == of(other)
 
     def renumbered(self, voxels: np.ndarray, oedema: int, core: int, enhancing: int) -> np.ndarray:
-        """`voxels` as uint8 with new labels for WT without TC, TC without ET, and ET, 0 elsewhere; of BraTS alone."""
+        """`voxels` of BraTS as uint8 with new labels for WT without TC, TC without ET, and ET, and 0 elsewhere."""
         table = np.zeros(max(self.labels) + 1, np.uint8)
         for region, label in zip(REGIONS, (oedema, core, enhancing), strict=True):
             table[list(self.regions[region])] = label
         return table[np.rint(voxels).astype(np.intp)]
 
 
+def _numbering_of(release: Release) -> Numbering:
+    regions = {
+        short: tuple(sorted(release.original[label] for label in release.regions[region.name]))
+        for short, region in REGIONS.items()
+    }
+    return Numbering(regions, outside=tuple(sorted(release.labels.keys() - set().union(*regions.values()))))
+
+
 NUMBERINGS = {
-    # 1 oedema, 2 necrotic and non-enhancing core, 3 enhancing tumor
-    "nnunet": Numbering({"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}),
-    # 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing tumor
-    "brats2021": Numbering({"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}),
-    # 1 necrotic and non-enhancing core, 2 oedema, 3 enhancing tumor, 4 resection cavity
-    "brats2023": Numbering({"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}, outside=(0, 4)),
-    # 1 enhancing tumor, 2 non-enhancing tumor, 3 cysts, 4 oedema
-    "ped2024": Numbering({"WT": (1, 2, 3, 4), "TC": (1, 2, 3), "ET": (1,)}),
+    "nnunet": Numbering({short: region.labels for short, region in REGIONS.items()}),
+    "brats2021": _numbering_of(RELEASES["2018-2021"]),
+    "brats2023": _numbering_of(RELEASES["2024-gli"]),
+    "ped2024": _numbering_of(RELEASES["2024-ped"]),
 }
 
 
@@ -151,13 +154,13 @@ def numbering_of_dataset(dataset_json: Path) -> Numbering:
     labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in described.labels.items()}
     ignored = labels.pop("ignore", (None,))[0]
     outside = {0} if ignored is None else {0, ignored}
-    if not labels.keys() >= set(NAMES_IN_DATASET_JSON.values()):
+    if not labels.keys() >= {region.name for region in REGIONS.values()}:
         own = {name: values for name, values in labels.items() if name != "background" and values != (0,)}
         if not own:
             raise DatasetError(f"{dataset_json} defines no label but background: there is nothing to evaluate.")
         return Numbering(own, tuple(outside), ignored)
-    regions = {region: labels[name] for region, name in NAMES_IN_DATASET_JSON.items()}
-    whole, core, enhancing = (set(regions[region]) for region in REGIONS)
+    regions = {short: labels[region.name] for short, region in REGIONS.items()}
+    whole, core, enhancing = (set(regions[short]) for short in REGIONS)
     if not enhancing <= core <= whole:
         raise DatasetError(
             f"{dataset_json} has regions that are not nested: enhancing tumor {sorted(enhancing)} has to be within "
