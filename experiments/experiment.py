@@ -347,7 +347,7 @@ def evaluate(output: Path, predicted: dict[Run, str]) -> dict[str, Any]:
         for run, case in predicted.items():
             (predictions / f"{run}.nii.gz").symlink_to(predicted_file(output, run, case))
             (truths / f"{run}.nii.gz").symlink_to(output / "raw" / NAME / "labelsTr" / f"{case}.nii.gz")
-        command = ["autosam2", "evaluate", predictions, truths, "-o", folder / "scores"]
+        command = ["autosam2", "evaluate", str(predictions), str(truths), "-o", str(folder / "scores")]
         if subprocess.run(command, env={**os.environ, "PATH": PATH}, stdout=subprocess.DEVNULL).returncode:
             raise click.ClickException("The predictions could not be scored.")
         return json.loads((folder / "scores" / "scores.json").read_text())

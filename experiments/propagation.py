@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -23,7 +24,7 @@ from nnunet_autosam2.architectures.sam2.weights import VIDEO_MEMORY, read_checkp
 from nnunet_autosam2.config import PLANS_KEY
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "UNet alone": {"enable_sam2": False},
     "interpolated": {"propagation": "linear"},
     "tracked": {"propagation": "memory"},

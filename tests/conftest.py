@@ -200,7 +200,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("trap", None)
 
 
-STRANGE = [
+STRANGE: list[object] = [
     None, True, False, 0, 1, -1, 7, 2**63, 10**400, 0.5, 1e308, -1e-300, float("nan"), float("inf"), "", "x", "0", "é",
     "\x1b[2K\rSAFE", "a\nb", "\x00", "\ud800", "=1+1", "../../outside", "/etc/passwd", "x" * 5000, "trap", "time",
     "trap.Network", "os.system", "torch.hub.load", "__file__", [], {}, [[]], [None], {"": None}, [0, 0, 0], [1, 2, 3],

@@ -33,9 +33,12 @@ class Competitor(Protocol):
 class Trained:
     """A network that trains as nnU-Net's trainer does it: mixed precision on a GPU, clipped gradients."""
 
-    def __init__(self, setting: Setting, network: nn.Module, loss: nn.Module, optimizer: Callable) -> None:
+    def __init__(
+        self, setting: Setting, network: nn.Module, loss: nn.Module, compiled_loss: nn.Module, optimizer: Callable
+    ) -> None:
         self.network = network.to(setting.device)
         self.loss = loss
+        self.compiled_loss = compiled_loss
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = optimizer(self.parameters)
         self.autocast = partial(torch.autocast, torch.device(setting.device).type, enabled=setting.on_gpu)
@@ -61,7 +64,7 @@ class Trained:
 
     def compile(self) -> None:
         self.network.compile()
-        (self.loss if isinstance(self.network, AutoSAM2) else self.loss.loss.dc).compile()
+        self.compiled_loss.compile()
 
     def _train(self, trains: bool) -> None:
         self.network.train(trains)
@@ -70,7 +73,7 @@ class Trained:
         if isinstance(self.network, AutoSAM2):
             self.network.set_deep_supervision(trains)
         else:
-            self.network.decoder.deep_supervision = trains
+            setattr(self.network.decoder, "deep_supervision", trains)  # noqa: B010 (a Module to a type checker)
 
 
 def nnunet(setting: Setting) -> Trained:
@@ -81,19 +84,23 @@ def nnunet(setting: Setting) -> Trained:
         {}, {"batch_dice": False, "do_bg": True, "smooth": 1e-5, "ddp": False}, dice_class=MemoryEfficientSoftDiceLoss
     )
     optimizer = partial(torch.optim.SGD, lr=1e-4, momentum=0.99, nesterov=True)
-    return Trained(setting, network, DeepSupervisionWrapper(loss, weights / weights.sum()), optimizer)
+    return Trained(setting, network, DeepSupervisionWrapper(loss, weights / weights.sum()), loss.dc, optimizer)
 
 
 def autosam2(setting: Setting, **changes: Any) -> Trained:
+    network = autosam2_network(setting, **changes)
+    loss = AutoSAM2Loss(WeightedBCEDiceLoss(NUM_REGIONS, region_based=True))
+    return Trained(setting, network, loss, loss, partial(torch.optim.AdamW, lr=1e-4))
+
+
+def autosam2_network(setting: Setting, **changes: Any) -> AutoSAM2:
     config = setting.config(**changes)
     planned = setting.planned_network() if config.backbone == "plans" else None
-    network = AutoSAM2(NUM_REGIONS, setting.channels, config, strides_for(setting.patch_size, setting.strides), planned)
-    loss = AutoSAM2Loss(WeightedBCEDiceLoss(NUM_REGIONS, region_based=True))
-    return Trained(setting, network, loss, partial(torch.optim.AdamW, lr=1e-4))
+    return AutoSAM2(NUM_REGIONS, setting.channels, config, strides_for(setting.patch_size, setting.strides), planned)
 
 
 def slice_by_slice(setting: Setting, fraction: float) -> SliceBySlice:
-    unet = autosam2(setting, slice_fraction=0).network.eval()
+    unet = autosam2_network(setting, slice_fraction=0).to(setting.device).eval()
     unet.set_deep_supervision(False)
     return SliceBySlice(unet, setting.sam2_model, fraction, setting.device)
 

@@ -78,8 +78,10 @@ def interleaved(bench: Bench, competitors: Mapping[str, Competitor], work: str, 
 
 def seconds_by_depth(setting: Setting, competitor: Competitor, rounds: int) -> dict[int, list[float]]:
     """Of a forward pass of volumes of a quarter of the patch's depth, a half, three quarters and all of it."""
-    depth, *plane = setting.patch_size
-    benches = {part * depth // 4: setting._replace(patch_size=(part * depth // 4, *plane)) for part in (1, 2, 3, 4)}
+    depth, height, width = setting.patch_size
+    benches = {
+        part * depth // 4: setting._replace(patch_size=(part * depth // 4, height, width)) for part in (1, 2, 3, 4)
+    }
     volumes = {size: changed.volume() for size, changed in benches.items()}
     seconds = defaultdict(list)
     for round_ in tqdm(range(rounds + 1), desc="depths"):

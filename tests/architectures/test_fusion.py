@@ -175,10 +175,11 @@ def test_what_the_gate_looks_at_gets_no_gradient_from_it(region_based):
     fusion = GatedFusion(C)
     for parameter in fusion.parameters():
         torch.nn.init.ones_(parameter)
-    inputs = [*make_logits(), *make_reliability()]
+    (unet, sam2), reliability = make_logits(), make_reliability()
+    inputs = [unet, sam2, *reliability]
     for value in inputs:
         value.requires_grad_()
-    gate = fusion.gate(*inputs[:2], Reliability(*inputs[2:]), [0.5] * C, region_based)
+    gate = fusion.gate(unet, sam2, reliability, [0.5] * C, region_based)
     gate.sum().backward()
     assert all(value.grad is None for value in inputs)
 

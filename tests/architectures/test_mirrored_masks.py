@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ class SAM2:
     def __init__(self) -> None:
         self.asked = 0
 
-    def __call__(self, volume: Tensor) -> tuple[None, VolumeMasks]:
+    def __call__(self, volume: Tensor) -> tuple[Any, VolumeMasks]:
         self.asked += 1
         scores = volume.mean((-1, -2))
         return None, VolumeMasks(3 * volume, scores, -scores, scores[:, 0] > 0, scores.abs()[:, 0])

@@ -1,5 +1,7 @@
 """Tracking by SAM2's memory, against SAM2's own step from frame to frame."""
 
+from typing import Any
+
 import pytest
 import torch
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
@@ -77,9 +79,9 @@ class Case:
     def track(self) -> tuple[Answers, VolumeMasks]:
         slices = self.volume.transpose(1, 2)[self.asked]
         answers = self.branch(slices, torch.zeros(len(slices), 32, 8, 8), self.foreground, AutoSAM2Config())
-        scores = torch.zeros(2, BATCH, REGIONS, DEPTH)
+        scores = torch.zeros(BATCH, REGIONS, DEPTH)
         where = self.positions.covered, self.positions.distance
-        empty = VolumeMasks(torch.zeros(BATCH, REGIONS, DEPTH, 32, 32), *scores, *where)
+        empty = VolumeMasks(torch.zeros(BATCH, REGIONS, DEPTH, 32, 32), scores, scores, *where)
         features = torch.zeros(BATCH, 32, DEPTH, 8, 8)
         return answers, propagate(self.branch, self.volume, features, self.asked, answers, self.positions, empty)
 
@@ -103,7 +105,7 @@ def test_masks_equal_sam2s_own_tracking(model, record_property):
         for frame in SLICES[b].tolist():
             if case.asked[b, frame]:
                 points, labels = answers.masks.points[row[b, frame]], answers.masks.labels[row[b, frame]]
-                prompts = {"points": {"point_coords": points * SIZE / 32, "point_labels": labels}}
+                prompts: dict[str, Any] = {"points": {"point_coords": points * SIZE / 32, "point_labels": labels}}
             else:
                 prompts = {"mask": torch.zeros(REGIONS, 1, SIZE, SIZE)}
             known[frame] = oracle.step(frame, {}, {}, reverse=False, **prompts)

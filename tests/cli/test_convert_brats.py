@@ -194,11 +194,16 @@ def test_data_that_cannot_be_used(source: Path, tmp_path: Path, damage: Callable
     assert [file.name for file in raw.glob("Dataset005_Phantom/labelsTr/*")] == ["phantom_001.nii.gz"]
 
 
+def emptied(source: Path) -> None:
+    shutil.rmtree(source)
+    source.mkdir()
+
+
 @pytest.mark.parametrize(
     ("prepare", "expected"),
     [
         (lambda source: shutil.rmtree(source), "brats is not a folder."),
-        (lambda source: (shutil.rmtree(source), source.mkdir()), "brats holds no case: expected <case>/<case>_{t1,"),
+        (emptied, "brats holds no case: expected <case>/<case>_{t1,"),
         (lambda source: (source.parent / "raw" / "Dataset005_Phantom").mkdir(), "Dataset005_Phantom exists: remove it"),
     ],
 )
@@ -227,8 +232,8 @@ def test_an_error_of_the_installed_command(source: Path, tmp_path: Path):
 
 
 def test_unset_raw_folder_and_impossible_options(source: Path, tmp_path: Path):
-    result = run(source, None)
-    assert (result.returncode, result.stderr[:28]) == (1, "Error: nnUNet_raw is not set")
+    installed = run(source, None)
+    assert (installed.returncode, installed.stderr[:28]) == (1, "Error: nnUNet_raw is not set")
     result = run_here(source, tmp_path / "raw", "--modalities", "t1,dwi")
     assert (result.exit_code, "'dwi'" in result.stderr) == (1, True)
     result = run_here(source, tmp_path / "raw", "--modalities", "t1,flair,t1")

@@ -145,7 +145,7 @@ def test_only_what_has_changed_is_checked_again(source: Path, tmp_path: Path, ca
 
 def test_names_that_are_no_text_are_one_line_each(source: Path, tmp_path: Path):
     bad = os.fsencode(source / "caf") + b"\xe9\n"
-    shutil.copytree(os.fsencode(source / "phantom_002"), bad)
+    shutil.copytree(source / "phantom_002", os.fsdecode(bad))
     for name in os.listdir(bad):
         os.rename(bad + b"/" + name, bad + b"/" + name.replace(b"phantom_002", b"caf\xe9\n"))
     dataset = convert_brats(source, 5, "Phantom", output=tmp_path / "raw", skip_invalid=True)

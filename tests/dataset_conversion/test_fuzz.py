@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnunet_autosam2.cli.main import main
-from nnunet_autosam2.dataset_conversion.nifti import LARGE, read_volume
+from nnunet_autosam2.dataset_conversion.nifti import LARGE, Geometry, read_volume
 from nnunet_autosam2.errors import DatasetError
 
 HEADER = 352
@@ -57,7 +57,7 @@ def test_headers_with_other_bytes(tries: int) -> None:
             file.write_bytes(written)
             tracemalloc.start()
             try:
-                said = read_volume(file)
+                said: str | tuple[Geometry, np.ndarray] = read_volume(file)
             except DatasetError as error:
                 said = str(error)
             peak = tracemalloc.get_traced_memory()[1]

@@ -165,7 +165,7 @@ def test_a_failed_checksum_is_called_so(tmp_path: Path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_noise_of_labels_is_rounded_and_nothing_else(tmp_path: Path, dtype: type):
+def test_noise_of_labels_is_rounded_and_nothing_else(tmp_path: Path, dtype: type[np.floating]):
     voxels = np.array([0, 1.0000001, 2.0000002, 3.9999998, -1e-7, 2, 4, 0], dtype).reshape(2, 2, 2)
     file = save(tmp_path / "labels.nii.gz", voxels)
     assert unknown_labels(read_volume(file)[1], (0, 1, 2, 4)) == []

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 rank, dataset, configuration, fold, trainer, *flags = sys.argv[1:]
 torch.set_num_threads(1)
-torch.cuda.set_device = lambda _device: None
+torch.cuda.set_device = lambda device: None
 trainer_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
 run_training.setup_ddp = lambda rank, world_size: torch.distributed.init_process_group(
     "gloo", rank=rank, world_size=world_size

@@ -16,7 +16,7 @@ def scores() -> Scores:
     values = {"a": (0.5, None), "b": (0.7, 0.25), "c": (0.9, None)}
     return {
         case: {
-            "WT": dict.fromkeys(METRICS, 1.0) | {"Dice": wt},
+            "WT": {**dict.fromkeys(METRICS, 1.0), "Dice": wt},
             "TC": dict.fromkeys(METRICS),
             "ET": dict.fromkeys(METRICS, et),
         }

@@ -74,7 +74,7 @@ def make_model(folder: Path, title: str, truths: dict[str, np.ndarray]) -> dict:
     random = np.random.default_rng(list(MODELS).index(title))
     folds = []
     for fold, names in enumerate(FOLDS):
-        results = []
+        results: list[dict] = []
         for name in names:
             predicted = disturbed(truths[name], distance, random)
             path = folder / "predictions" / trainer / f"{len(results)}_{fold}.nii.gz"

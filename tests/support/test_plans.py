@@ -176,6 +176,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(model, tmp_path, trap):
 
 
 def changes_of_a_checkpoint() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    value: object
     for value in (None, [], {}, {"configuration": "tiny"}, {"configuration": 7, "plans": {}, "dataset_json": {}}):
         yield "init_args", {"init_args": value}
     for value in (None, 7, "os", "nnUNetTrainer", "__file__", "a.b", ["x"], "nnUNetTrainerAutoSAM2Nobody"):

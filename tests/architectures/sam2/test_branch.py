@@ -49,7 +49,7 @@ def test_masks_of_every_region_and_slice(branch, inputs):
 
 def test_prompts_are_made_in_chunks_and_stay_in_their_order(inputs):
     branch = make_branch(sam2_chunk_size=1)
-    sizes = []
+    sizes: list[int] = []
     generate = branch.prompt_chunks._run
 
     def counted(function, arguments, num_chunks):

@@ -1,12 +1,14 @@
 """AutoSAM2 with validation batches in which nothing is there and nothing is predicted: their pseudo Dice is NaN."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
 
 
 class nnUNetTrainerAutoSAM2_NothingAtAll(nnUNetTrainerAutoSAM2):
-    undefined = range(1000)
+    undefined: Sequence[int] = range(1000)
 
     def validation_step(self, batch: dict) -> dict:
         result = super().validation_step(batch)
