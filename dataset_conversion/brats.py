@@ -19,7 +19,13 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_named
-from nnunet_autosam2.dataset_conversion.cases import Case, find_cases, find_empty, read_tree, releases_by_names
+from nnunet_autosam2.dataset_conversion.cases import (
+    SourceCase,
+    find_empty,
+    find_source_cases,
+    read_tree,
+    releases_by_names,
+)
 from nnunet_autosam2.dataset_conversion.checks import WORKERS, check_cases, stamp
 from nnunet_autosam2.dataset_conversion.nifti import relabel, take_channel
 from nnunet_autosam2.dataset_conversion.patients import SPLITS, splits_by_patient
@@ -79,9 +85,8 @@ def convert_brats(
     tree = read_tree(source)
     candidates = [release_named(release)] if release else releases_by_names(source, tree)
     wanted = _ordered(modalities, candidates[0])
-    cases = [
-        replace(case, images={key: case.images[key] for key in wanted}) for case in find_cases(tree, candidates[0])
-    ]
+    found = find_source_cases(tree, candidates[0])
+    cases = [replace(case, images={key: case.images[key] for key in wanted}) for case in found]
     if not cases:
         raise DatasetError(f"{source} holds no case in the layout of {candidates[0].title}.")
     lost, empty = ([], []) if candidates[0].stack else find_empty(tree, cases)
@@ -118,7 +123,9 @@ def convert_brats(
     return dataset
 
 
-def _write(dataset: ConvertedDataset, cases: Sequence[Case], splits: Any, state: Mapping[str, Any], link: bool) -> None:
+def _write(
+    dataset: ConvertedDataset, cases: Sequence[SourceCase], splits: Any, state: Mapping[str, Any], link: bool
+) -> None:
     release, training = dataset.release, dataset.training_cases
     images = {target: file for case in cases for target, (_, file) in _images(case).items()}
     links = {target: str(file.resolve()) for target, file in images.items() if link}
@@ -185,13 +192,13 @@ def _ordered(modalities: Sequence[str] | None, release: Release) -> list[str]:
     return [key for key in release.modalities if key in modalities]
 
 
-def _images(case: Case) -> dict[str, tuple[str, Path]]:
+def _images(case: SourceCase) -> dict[str, tuple[str, Path]]:
     """Path in the data set → modality and its file."""
     folder = "imagesTr" if case.segmentation else "imagesTs"
     return {f"{folder}/{case.name}_{channel:04d}.nii.gz": item for channel, item in enumerate(case.images.items())}
 
 
-def _write_case(case: Case, release: Release, link: bool, folder: Path, temporary: Path) -> None:
+def _write_case(case: SourceCase, release: Release, link: bool, folder: Path, temporary: Path) -> None:
     writers: dict[Path, Callable[[Path], object]] = {
         folder / target: _image_writer(file, key, release, link) for target, (key, file) in _images(case).items()
     }

@@ -19,7 +19,7 @@ Tree = dict[Path, list[str]]
 
 
 @dataclass(frozen=True)
-class Case:
+class SourceCase:
     """The files of one case; without a segmentation it is a test case."""
 
     name: str
@@ -58,7 +58,7 @@ def releases_by_names(source: Path, tree: Tree) -> list[Release]:
         DatasetError: there is no case.
         ConfigurationError: the names do not decide.
     """
-    found = {release.name: find_cases(tree, release) for release in RELEASES.values()}
+    found = {release.name: find_source_cases(tree, release) for release in RELEASES.values()}
     fitting = [
         RELEASES[name]
         for name, cases in found.items()
@@ -82,13 +82,13 @@ def releases_by_names(source: Path, tree: Tree) -> list[Release]:
     return fitting
 
 
-def find_cases(tree: Tree, release: Release) -> list[Case]:
+def find_source_cases(tree: Tree, release: Release) -> list[SourceCase]:
     """Sorted by name; a name may be there more than once."""
     cases = _stacked(tree, release) if release.stack else _separate(tree, release)
     return sorted(cases, key=lambda case: case.name)
 
 
-def find_empty(tree: Tree, cases: Sequence[Case]) -> tuple[list[Path], list[Path]]:
+def find_empty(tree: Tree, cases: Sequence[SourceCase]) -> tuple[list[Path], list[Path]]:
     """Folders without files: first those that a case has lost its files from, then the others, which mean nothing.
 
     A case is expected where a name is built like that of a case and its files are nowhere else, as in `case_002` beside
@@ -105,7 +105,7 @@ def _form(name: str) -> str:
     return re.sub(r"\d+", "0", name)
 
 
-def _separate(tree: Tree, release: Release) -> list[Case]:
+def _separate(tree: Tree, release: Release) -> list[SourceCase]:
     cases = []
     for folder, names in tree.items():
         stems = {key: f"{folder.name}{release.separator}{key}" for key in (*release.modalities, "seg")}
@@ -113,11 +113,11 @@ def _separate(tree: Tree, release: Release) -> list[Case]:
         if any(files.values()):
             images = {key: [*files[key], folder / f"{stems[key]}{ENDINGS[0]}"][0] for key in release.modalities}
             surplus = tuple(chain.from_iterable(found[1:] for found in files.values()))
-            cases.append(Case(folder.name, images, next(iter(files["seg"]), None), surplus))
+            cases.append(SourceCase(folder.name, images, next(iter(files["seg"]), None), surplus))
     return cases
 
 
-def _stacked(tree: Tree, release: Release) -> list[Case]:
+def _stacked(tree: Tree, release: Release) -> list[SourceCase]:
     cases = []
     for folder, names in tree.items():
         if folder.name not in ("imagesTr", "imagesTs"):
@@ -128,7 +128,7 @@ def _stacked(tree: Tree, release: Release) -> list[Case]:
             images, labels = _files(folder, names, stem), _files(label_folder, label_names, stem)
             image = [*images, folder / f"{stem}{ENDINGS[0]}"][0]
             surplus = (*images[1:], *labels[1:])
-            cases.append(Case(stem, dict.fromkeys(release.modalities, image), next(iter(labels), None), surplus))
+            cases.append(SourceCase(stem, dict.fromkeys(release.modalities, image), next(iter(labels), None), surplus))
     return cases
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_by_labels
-from nnunet_autosam2.dataset_conversion.cases import Case
+from nnunet_autosam2.dataset_conversion.cases import SourceCase
 from nnunet_autosam2.dataset_conversion.nifti import Geometry, listed_labels, read_volume, whole_labels
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 from nnunet_autosam2.support.access import fault_of_file
@@ -30,15 +30,15 @@ class Findings(NamedTuple):
     """In the segmentation; empty where there is none that can be read."""
 
 
-class Checked(NamedTuple):
+class CheckedCases(NamedTuple):
     release: Release
     left_out: dict[str, list[str]]
     """Case → what is wrong with it."""
 
 
 def check_cases(
-    cases: list[Case], empty: list[Path], candidates: list[Release], skip_invalid: bool, kept: Path
-) -> Checked:
+    cases: list[SourceCase], empty: list[Path], candidates: list[Release], skip_invalid: bool, kept: Path
+) -> CheckedCases:
     """Decides for one of the candidates, which share their layout, and on the cases that can be used.
 
     Args:
@@ -82,10 +82,10 @@ def check_cases(
         remedies.append(f"What was found is kept in {kept.parent}: files that stay as they are are not read again.")
         summary = [f"Cases that cannot be used: {len(left_out)}. {' '.join(remedies)}"] * bool(left_out)
         raise DatasetError("\n".join([*undecided, *chain.from_iterable(left_out.values()), *summary]))
-    return Checked(release, left_out)
+    return CheckedCases(release, left_out)
 
 
-def _findings(cases: list[Case], release: Release, kept: Path) -> list[Findings]:
+def _findings(cases: list[SourceCase], release: Release, kept: Path) -> list[Findings]:
     keys = [_key(case, release) for case in cases]
     known = _read_kept(kept)
     kept.unlink(missing_ok=True)  # written anew, so that it is a file of ours
@@ -108,7 +108,7 @@ def _findings(cases: list[Case], release: Release, kept: Path) -> list[Findings]
     return [known[key] for key in keys]
 
 
-def _key(case: Case, release: Release) -> str:
+def _key(case: SourceCase, release: Release) -> str:
     """What the findings depend on."""
     files = [[str(file), stamp(file)] for file in (*case.files, *case.surplus)]
     return json.dumps([release.layout, list(case.images), str(case.segmentation), files])
@@ -133,7 +133,7 @@ def stamp(file: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def check_case(case: Case, release: Release) -> Findings:
+def check_case(case: SourceCase, release: Release) -> Findings:
     """No problem when all files can be read, are finite and share one grid, and no image is empty."""
     problems = [f"{file}.gz and {file.name} both exist: remove one." for file in case.surplus]
     grids: dict[Path, Geometry] = {}

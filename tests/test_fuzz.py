@@ -20,7 +20,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 
-from nnunet_autosam2.benchmark.dataset import find_cases, find_splits
+from nnunet_autosam2.benchmark.dataset import find_splits, find_training_cases
 from nnunet_autosam2.benchmark.models import find_models
 from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.dataset_conversion.predictions import recorded_release
@@ -183,7 +183,7 @@ def test_dataset_json_of_evaluation_conversion_and_benchmark(
         file.write_bytes(written)
         numbering_of_dataset(file)
         recorded_release(file.parent)
-        find_cases(DATASET)
+        find_training_cases(DATASET)
 
     attempt(tries, dataset_json, read)
 

@@ -307,7 +307,7 @@ class AutoSAM2(nn.Module):
         """
         assert self.sam2_branch is not None
         self.looked_for_weights = True
-        path = weights.locate(self.config)
+        path = weights.obtain(self.config)
         if path is None:
             self.sam2_branch.sam2.allow_random_weights()
         else:

@@ -10,20 +10,20 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunet_autosam2.benchmark.models import Model
-from nnunet_autosam2.benchmark.results import CaseFiles, Label
+from nnunet_autosam2.benchmark.models import ComparedModel
+from nnunet_autosam2.benchmark.results import CaseFiles
 from nnunet_autosam2.dataset_conversion.patients import FOLDS, by_patient, split_by_patient
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 from nnunet_autosam2.evaluation.numbering import Numbering, choose_numbering, numbering_of_dataset
 from nnunet_autosam2.evaluation.pairs import ENDING
-from nnunet_autosam2.show.legend import legend
+from nnunet_autosam2.show.legend import LegendEntry, legend
 from nnunet_autosam2.support.access import entries, is_looked_at
 from nnunet_autosam2.support.dataset_json import read_dataset_json, read_splits
 from nnunet_autosam2.support.json_files import read_json
 from nnunet_autosam2.support.staging import replace_file
 
 
-def find_cases(dataset: str) -> dict[str, CaseFiles]:
+def find_training_cases(dataset: str) -> dict[str, CaseFiles]:
     """
     Raises:
         DatasetError: the raw dataset is not there.
@@ -43,7 +43,7 @@ def find_cases(dataset: str) -> dict[str, CaseFiles]:
     }
 
 
-def find_numbering(models: Sequence[Model]) -> Numbering:
+def find_numbering(models: Sequence[ComparedModel]) -> Numbering:
     """What the labels of their data set mean, if what they predict can be evaluated.
 
     Raises:
@@ -59,10 +59,9 @@ def find_numbering(models: Sequence[Model]) -> Numbering:
     return numbering
 
 
-def find_labels(dataset: str) -> list[Label]:
-    """For the legend of pictures."""
-    found = legend(read_json(Path(nnUNet_preprocessed) / dataset / "dataset.json"))
-    return [Label(**label._asdict()) for label in found]
+def find_legend(dataset: str) -> list[LegendEntry]:
+    """Names and colours of its labels."""
+    return legend(read_json(Path(nnUNet_preprocessed) / dataset / "dataset.json"))
 
 
 def find_splits(dataset: str, folds: Sequence[int], cases: Collection[str]) -> list[dict[str, list[str]]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import submitit
 
 from nnunet_autosam2.benchmark.kept import Prediction, Training, read_kept
-from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.benchmark.models import ComparedModel
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.support.checkpoint import require_nnunet_checkpoint
 from nnunet_autosam2.support.plans import read_plans, require_configuration
@@ -43,7 +43,7 @@ class FoldJob:
         output: the benchmark's folder.
     """
 
-    model: Model
+    model: ComparedModel
     fold: int
     device: str
     images: dict[str, list[str]]

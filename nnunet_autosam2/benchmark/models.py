@@ -17,7 +17,7 @@ from nnunet_autosam2.trainers.backbone import BASELINE
 
 
 @dataclass(frozen=True)
-class Model:
+class ComparedModel:
     """nnU-Net keeps its results in `<dataset>/<trainer>__<plans>__<configuration>`."""
 
     dataset: str
@@ -36,13 +36,13 @@ class Model:
     def folder(self) -> Path:
         return Path(nnUNet_results) / self.dataset / self.name
 
-    def needs(self, other: Model) -> bool:
+    def needs(self, other: ComparedModel) -> bool:
         """Training cannot start before `other`, on the same fold, has ended."""
         baseline = (BASELINE, self.plans, self.configuration)
         return self.starts_from_baseline and (other.trainer, other.plans, other.configuration) == baseline
 
 
-def find_models(dataset: str, names: Sequence[str], plans: str, configuration: str) -> list[Model]:
+def find_models(dataset: str, names: Sequence[str], plans: str, configuration: str) -> list[ComparedModel]:
     """
     Args:
         dataset: ID or name.
@@ -58,14 +58,14 @@ def find_models(dataset: str, names: Sequence[str], plans: str, configuration: s
     return models
 
 
-def titles(models: Sequence[Model]) -> list[str]:
+def titles(models: Sequence[ComparedModel]) -> list[str]:
     """As short as tells them apart."""
     trainers = [model.trainer for model in models]
     short = len(set(trainers)) == len(trainers)
     return trainers if short else [model.name for model in models]
 
 
-def _find_model(dataset: str, name: str, plans: str, configuration: str) -> Model:
+def _find_model(dataset: str, name: str, plans: str, configuration: str) -> ComparedModel:
     parts = name.split("__")
     if len(parts) not in (1, 3):
         raise ConfigurationError(f"{name} is neither TRAINER nor TRAINER__PLANS__CONFIGURATION.")
@@ -80,4 +80,4 @@ def _find_model(dataset: str, name: str, plans: str, configuration: str) -> Mode
         config = trainer_class.resolve_config(content, configuration, dataset_json)
         fraction = config.slice_fraction if config.uses_sam2 else 0.0
         starts_from_baseline = config.backbone_checkpoint == "auto"
-    return Model(path.parent.name, trainer, plans, configuration, fraction, starts_from_baseline)
+    return ComparedModel(path.parent.name, trainer, plans, configuration, fraction, starts_from_baseline)

@@ -15,7 +15,7 @@ from nnunet_autosam2.benchmark import results
 from nnunet_autosam2.benchmark.comparison import compare
 from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.benchmark.kept import KeptScores, read_kept
-from nnunet_autosam2.benchmark.models import Model, titles
+from nnunet_autosam2.benchmark.models import ComparedModel, titles
 from nnunet_autosam2.benchmark.tables import OVERLAP, Table, comparison_tables, cost_table, score_table
 from nnunet_autosam2.dataset_conversion.regions import TABLE_ORDER
 from nnunet_autosam2.errors import AutoSAM2Error
@@ -35,7 +35,7 @@ CURVES = {"train_loss": "train_losses", "val_loss": "val_losses", "ema_fg_dice":
 
 
 def collect(
-    models: Sequence[Model],
+    models: Sequence[ComparedModel],
     jobs: Sequence[FoldJob],
     errors: Mapping[FoldJob, str],
     cases: Mapping[str, results.CaseFiles],
@@ -125,13 +125,13 @@ def _markdown(table: Table) -> str:
 
 def _model(
     title: str,
-    model: Model,
+    model: ComparedModel,
     jobs: Sequence[FoldJob],
     errors: Mapping[FoldJob, str],
     evaluated: Callable[[FoldJob], Scores],
-) -> results.Model:
+) -> results.ModelResults:
     parameters = [found.parameters for job in jobs if (found := job.prediction)]
-    return results.Model(
+    return results.ModelResults(
         title=title,
         trainer=model.trainer,
         configuration=model.configuration,
@@ -141,9 +141,9 @@ def _model(
     )
 
 
-def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores]) -> results.Fold:
+def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores]) -> results.FoldResults:
     training, prediction = job.training, job.prediction
-    fold = results.Fold(
+    fold = results.FoldResults(
         fold=job.fold,
         training_seconds=None,
         peak_memory_bytes=training.peak_memory_bytes if training else None,
@@ -168,7 +168,7 @@ def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores
     fold.error = printable(" ".join(faults), LINE) if faults else None
     seconds = prediction.seconds if prediction else {}
     fold.cases = [
-        results.CaseResult(
+        results.CaseResults(
             case=case,
             prediction=job.folder / "validation" / f"{case}.nii.gz",
             seconds=seconds.get(case),

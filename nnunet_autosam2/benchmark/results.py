@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationEr
 from nnunet_autosam2.dataset_conversion.regions import REGIONS, TABLE_ORDER
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.evaluation.empty_regions import RULE, CaseScores, counted
-from nnunet_autosam2.show.legend import legend
+from nnunet_autosam2.show.legend import LegendEntry, legend
 from nnunet_autosam2.support.access import require_file
 from nnunet_autosam2.support.json_files import problem
 
@@ -33,7 +33,6 @@ def _defined(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-Channel = Annotated[int, Field(ge=0, le=255)]
 Score = Annotated[float | None, AfterValidator(_defined)]
 """None where a metric is not defined"""
 
@@ -46,7 +45,7 @@ def score_of(case: CaseScores, region: str, metric: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-class CaseResult(BaseModel):
+class CaseResults(BaseModel):
     case: str
     prediction: Path
     """Absolute, or relative to the benchmark's folder"""
@@ -71,14 +70,14 @@ class Curves(BaseModel):
     ema_fg_dice: list[float] = []
 
 
-class Fold(BaseModel):
+class FoldResults(BaseModel):
     fold: int | str
     training_seconds: float | None
     peak_memory_bytes: int | None
     error: str | None
     """Why the fold failed"""
     curves: Curves = Curves()
-    cases: list[CaseResult] = []
+    cases: list[CaseResults] = []
 
 
 class Parameters(BaseModel):
@@ -86,20 +85,20 @@ class Parameters(BaseModel):
     trainable: int
 
 
-class Model(BaseModel):
+class ModelResults(BaseModel):
     title: str
     trainer: str
     configuration: str
     slice_fraction: float | None
     """Of the slices that SAM2 sees; None for nnU-Net's own networks"""
     parameters: Parameters | None
-    folds: list[Fold]
+    folds: list[FoldResults]
 
     @property
-    def failed(self) -> list[Fold]:
+    def failed(self) -> list[FoldResults]:
         return [fold for fold in self.folds if fold.error is not None]
 
-    def results(self) -> Iterator[CaseResult]:
+    def results(self) -> Iterator[CaseResults]:
         for fold in self.folds:
             yield from fold.cases
 
@@ -128,14 +127,6 @@ class CaseFiles(BaseModel):
     images: dict[str, Path] = Field(min_length=1)
     """Channel → file"""
     truth: Path
-
-
-class Label(BaseModel):
-    value: int = Field(ge=1)
-    """In label maps"""
-    title: str
-    colour: tuple[Channel, Channel, Channel]
-    """Red, green, blue"""
 
 
 class Comparison(BaseModel):
@@ -170,12 +161,12 @@ class Benchmark(BaseModel):
     plans: str
     device: str
     created: datetime
-    models: list[Model] = Field(min_length=1)
+    models: list[ModelResults] = Field(min_length=1)
     cases: dict[str, CaseFiles]
     comparisons: list[Comparison]
     regions: list[str] = Field(list(TABLE_ORDER), min_length=1)
     """In the order of tables and figures"""
-    labels: list[Label] = [Label(**label._asdict()) for label in legend(BRATS)]
+    labels: list[LegendEntry] = legend(BRATS)
     """Of the data set, background left out"""
     warnings: list[str] = []
     """Why its numbers say less than they seem to"""
@@ -208,7 +199,7 @@ class Benchmark(BaseModel):
         return self
 
     @property
-    def ordered_models(self) -> list[Model]:
+    def ordered_models(self) -> list[ModelResults]:
         """nnU-Net's own networks first, then by the fraction of the slices."""
         return sorted(self.models, key=lambda model: -1.0 if model.slice_fraction is None else model.slice_fraction)
 

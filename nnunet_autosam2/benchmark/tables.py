@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from nnunet_autosam2.benchmark.results import DICE, MEAN, Benchmark, Comparison, Model
+from nnunet_autosam2.benchmark.results import DICE, MEAN, Benchmark, Comparison, ModelResults
 from nnunet_autosam2.evaluation.empty_regions import MILLIMETRES
 
 OVERLAP = (DICE, "IoU")
@@ -74,7 +74,7 @@ def score_table(benchmark: Benchmark, metrics: Sequence[str], caption: str) -> T
     return table
 
 
-def _score_column(models: list[Model], region: str, metric: str, cases: int) -> list[Cell]:
+def _score_column(models: list[ModelResults], region: str, metric: str, cases: int) -> list[Cell]:
     """Best is among the models that lack no case: means over different cases do not compare."""
     values = [model.mean_dices() if region == "Mean" else model.scores(region, metric) for model in models]
     complete = [not model.failed and len(list(model.results())) == cases for model in models]
@@ -172,13 +172,13 @@ def case_table(benchmark: Benchmark) -> Table:
     return table
 
 
-def slices(model: Model) -> str:
+def slices(model: ModelResults) -> str:
     if model.slice_fraction is None:
         return "nnU-Net's own network"
     return f"SAM2 on {100 * model.slice_fraction:g} % of the slices"
 
 
-def missing(model: Model, benchmark: Benchmark) -> str:
+def missing(model: ModelResults, benchmark: Benchmark) -> str:
     """What this model lacks, because of which its means do not compare with the others'."""
     if model.failed:
         return f"{len(model.failed)} of {len(model.folds)} folds failed"

@@ -85,7 +85,7 @@ def command(
     parameters = _slurm_parameters(slurm)
     # These take seconds to import.
     from nnunet_autosam2.benchmark import record
-    from nnunet_autosam2.benchmark.dataset import find_cases, find_labels, find_numbering, find_splits
+    from nnunet_autosam2.benchmark.dataset import find_legend, find_numbering, find_splits, find_training_cases
     from nnunet_autosam2.benchmark.fold_job import FoldJob
     from nnunet_autosam2.benchmark.models import find_models
     from nnunet_autosam2.benchmark.schedule import require_executor, run_jobs
@@ -105,7 +105,7 @@ def command(
         require_brats_evaluation()
     if executor != "slurm":
         find_device(device)
-    cases = find_cases(models[0].dataset)
+    cases = find_training_cases(models[0].dataset)
     splits = find_splits(models[0].dataset, folds, cases)
     warnings = list(leaks(splits, folds))
     for warning in warnings:
@@ -134,7 +134,7 @@ def command(
         except OSError as error:
             raise TrainingError(f"{output / 'jobs'} cannot be written: {error}. Start it again to go on.") from error
     benchmark = record.collect(models, jobs, errors, cases, numbering, challenge, num_processes)
-    benchmark.warnings, benchmark.labels = warnings, find_labels(benchmark.dataset)
+    benchmark.warnings, benchmark.labels = warnings, find_legend(benchmark.dataset)
     record.write(benchmark, output)
     click.echo("\n\n".join(record.markdown(benchmark)))
     try:

@@ -62,7 +62,7 @@ def command(
             raise click.UsageError(f"--{name} goes with {other}, not with {given}.")
     # These take seconds to import.
     from nnunet_autosam2.show.inside import find_device, look_inside
-    from nnunet_autosam2.show.loading import build_untrained, find_case, load_trained, preprocess
+    from nnunet_autosam2.show.loading import build_untrained, find_shown_case, load_trained, preprocess
     from nnunet_autosam2.show.pictures import require_replaceable, write_pictures
     from nnunet_autosam2.support.plans import find_plans
     from nnunet_autosam2.support.staging import require_writable
@@ -77,7 +77,7 @@ def command(
         assert dataset is not None
         model = build_untrained(find_plans(dataset, plans), configuration, trainer)
         prompt_with_truth = True
-    files = find_case(case, truth, model)
+    files = find_shown_case(case, truth, model)
     if prompt_with_truth and files.truth is None:
         raise DatasetError(f"There is no truth for {case} to take the prompts from: give it by --truth FILE.")
     volume = preprocess(files, model)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nnunet_autosam2.benchmark.results import DICE, HD95, LEAST_CASES, MEAN, Benchmark, Model
+from nnunet_autosam2.benchmark.results import DICE, HD95, LEAST_CASES, MEAN, Benchmark, ModelResults
 
 # Stand-ins: the page replaces them by its own colours, which differ between light and dark.
 INK, GRID = "#010203", "#010204"
@@ -192,7 +192,7 @@ def _against_fraction(benchmark: Benchmark) -> Figure | None:
     return figure
 
 
-def _against_time(models: list[Model]) -> Figure | None:
+def _against_time(models: list[ModelResults]) -> Figure | None:
     rated = [(row, model) for row, model in enumerate(models) if model.mean_dices().size]
     quantities = [
         ("training of a fold (h)", {row: model.training_seconds() / 3600 for row, model in rated}),
@@ -213,7 +213,7 @@ def _against_time(models: list[Model]) -> Figure | None:
     return figure
 
 
-def _curves(models: list[Model]) -> Figure | None:
+def _curves(models: list[ModelResults]) -> Figure | None:
     if not any(fold.curves.ema_fg_dice or fold.curves.train_loss for model in models for fold in model.folds):
         return None
     with matplotlib.rc_context(STYLE):
@@ -234,7 +234,7 @@ def _curves(models: list[Model]) -> Figure | None:
     return figure
 
 
-def _legend(figure: Figure, models: list[Model]) -> None:
+def _legend(figure: Figure, models: list[ModelResults]) -> None:
     handles = [
         Line2D([], [], color=_colour(row), marker="o", linewidth=1.6, label=_label(model.title))
         for row, model in enumerate(models)

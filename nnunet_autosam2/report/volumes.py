@@ -18,7 +18,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
-from nnunet_autosam2.benchmark.results import DICE, Benchmark, CaseResult
+from nnunet_autosam2.benchmark.results import DICE, Benchmark, CaseResults
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.support.access import require_file
 
@@ -77,7 +77,7 @@ def pack_cases(benchmark: Benchmark, folder: Path, count: int, output: Path) -> 
     return packed
 
 
-def _dice(result: CaseResult | None, regions: list[str]) -> dict[str, float | None] | None:
+def _dice(result: CaseResults | None, regions: list[str]) -> dict[str, float | None] | None:
     return None if result is None else {region: result.score(region, DICE) for region in regions}
 
 

@@ -16,7 +16,7 @@ from nnunet_autosam2.architectures.log_odds import decisions
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 from nnunet_autosam2.show.legend import region_colours
-from nnunet_autosam2.show.loading import Model, Volume
+from nnunet_autosam2.show.loading import LoadedModel, Volume
 from nnunet_autosam2.show.pictures import SliceView
 
 
@@ -33,7 +33,7 @@ def find_device(name: str) -> torch.device:
 
 @torch.no_grad()
 def look_inside(
-    model: Model, volume: Volume, prompt_with_truth: bool, count: int | None, device: torch.device
+    model: LoadedModel, volume: Volume, prompt_with_truth: bool, count: int | None, device: torch.device
 ) -> list[SliceView]:
     """The slices that SAM2 is asked about, in order, within one patch around the foreground.
 
@@ -96,7 +96,7 @@ def look_inside(
     ]
 
 
-def _predict(model: Model, data: Tensor, device: torch.device) -> Tensor:
+def _predict(model: LoadedModel, data: Tensor, device: torch.device) -> Tensor:
     """[R, D, H, W], booleans: where the UNet sees the regions, to find the patch that is shown.
 
     Without SAM2 where there is a choice: that would take most of the time and hardly move the patch.

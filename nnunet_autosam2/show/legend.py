@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, Field
 
 from nnunet_autosam2.dataset_conversion.regions import REGIONS, TABLE_ORDER
 
-Colour = tuple[int, int, int]
+Channel = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Channel, Channel, Channel]
+"""Red, green, blue"""
 OEDEMA: Colour = (86, 180, 233)
 CORE: Colour = (240, 90, 40)
 ENHANCING: Colour = (240, 228, 66)
@@ -22,14 +25,15 @@ TISSUES = {"ET": ("enhancing tumour", ENHANCING), "TC": ("necrosis, not enhancin
 BRATS_NAMES = {region.name for region in REGIONS.values()}
 
 
-class Label(NamedTuple):
-    value: int
+class LegendEntry(BaseModel):
+    value: int = Field(ge=1)
+    """In label maps"""
     title: str
     """As in "enhancing tumour (ET, TC, WT)" """
     colour: Colour
 
 
-def legend(dataset_json: Mapping[str, Any]) -> list[Label]:
+def legend(dataset_json: Mapping[str, Any]) -> list[LegendEntry]:
     """Of the labels that nnU-Net's `dataset.json` defines, in the order of their numbers, without background."""
     regions = _regions(dataset_json)
     is_brats = regions.keys() >= BRATS_NAMES
@@ -38,7 +42,8 @@ def legend(dataset_json: Mapping[str, Any]) -> list[Label]:
     described = [describe(value, regions) for value in values]
     further = iter(_colours(len(values), is_brats))
     return [
-        Label(value, title, colour or next(further)) for value, (title, colour) in zip(values, described, strict=True)
+        LegendEntry(value=value, title=title, colour=colour or next(further))
+        for value, (title, colour) in zip(values, described, strict=True)
     ]
 
 

@@ -27,7 +27,7 @@ from nnunet_autosam2.support.text import printable
 from nnunet_autosam2.trainers.nnUNetTrainerAutoSAM2 import nnUNetTrainerAutoSAM2
 
 
-class Model(NamedTuple):
+class LoadedModel(NamedTuple):
     """A hybrid, and what nnU-Net knows about it."""
 
     network: AutoSAM2
@@ -44,7 +44,7 @@ class Model(NamedTuple):
         return labels if self.network.config.region_based else dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
-class Case(NamedTuple):
+class ShownCase(NamedTuple):
     name: str
     images: list[Path]
     truth: Path | None
@@ -62,7 +62,7 @@ class Volume(NamedTuple):
     numbering: str
 
 
-def load_trained(folder: Path, fold: str, checkpoint: str) -> Model:
+def load_trained(folder: Path, fold: str, checkpoint: str) -> LoadedModel:
     """From a results folder of nnU-Net.
 
     Raises:
@@ -88,7 +88,7 @@ def load_trained(folder: Path, fold: str, checkpoint: str) -> Model:
     return model
 
 
-def build_untrained(plans_file: Path, configuration: str, trainer: str) -> Model:
+def build_untrained(plans_file: Path, configuration: str, trainer: str) -> LoadedModel:
     """Before any training: SAM2 with the weights that the configuration names, without what the bridge would add.
 
     Raises:
@@ -110,7 +110,7 @@ def build_untrained(plans_file: Path, configuration: str, trainer: str) -> Model
     return model
 
 
-def find_case(prefix: Path, truth: Path | None, model: Model) -> Case:
+def find_shown_case(prefix: Path, truth: Path | None, model: LoadedModel) -> ShownCase:
     """The files `<prefix>_0000<ending>`, `<prefix>_0001<ending>`, … and the truth.
 
     Args:
@@ -137,10 +137,10 @@ def find_case(prefix: Path, truth: Path | None, model: Model) -> Case:
             )
     if surplus.exists():
         raise DatasetError(f"{surplus} is one channel too many: the model has {channels} channels.")
-    return Case(prefix.name, images, truth)
+    return ShownCase(prefix.name, images, truth)
 
 
-def preprocess(case: Case, model: Model) -> Volume:
+def preprocess(case: ShownCase, model: LoadedModel) -> Volume:
     """By nnU-Net.
 
     Raises:
@@ -191,7 +191,7 @@ def _build(
     description: str,
     plans_file: Path,
     is_trained: bool,
-) -> Model:
+) -> LoadedModel:
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
     channels = determine_num_input_channels(manager, settings, dataset_json)
@@ -207,7 +207,7 @@ def _build(
         raise ConfigurationError(f"{description}: the network has no SAM2, and so there is nothing to show.")
     weights = "random" if network.config.sam2_checkpoint == "random" else "pretrained"
     description = f"{description}\n{network.config.sam2_model} from {weights} weights"
-    return Model(network, is_trained, manager, settings, dataset_json, description)
+    return LoadedModel(network, is_trained, manager, settings, dataset_json, description)
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def _of_nnunet(failure: str) -> Iterator[None]:
         raise DatasetError(f"{failure} ({type(error).__name__}: {printable(str(error).strip())}).") from error
 
 
-def _read(case: Case, model: Model) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+def _read(case: ShownCase, model: LoadedModel) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
     """Images [C, Z, Y, X], labels [1, Z, Y, X] and properties, by nnU-Net's reader, after a check of the files."""
     files = [*case.images, case.truth] if case.truth else case.images
     for path in files:

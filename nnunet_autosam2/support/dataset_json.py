@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field, StrictStr, TypeAdapter, model_validator
 
 from nnunet_autosam2.support.json_files import checked, read_json, shown
 
-Label = Annotated[int, Field(strict=True, ge=0, le=2**15)]
-Labels = Label | Annotated[list[Label], Field(min_length=1)]
-Case = Annotated[str, Field(strict=True, min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
+LabelValue = Annotated[int, Field(strict=True, ge=0, le=2**15)]
+LabelValues = LabelValue | Annotated[list[LabelValue], Field(min_length=1)]
+CaseName = Annotated[str, Field(strict=True, min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
 Names = Annotated[dict[StrictStr, StrictStr], Field(min_length=1)]
 
 
@@ -25,7 +25,7 @@ class Listed(BaseModel):
 class Labelled(BaseModel):
     """All that an evaluation reads."""
 
-    labels: Annotated[dict[StrictStr, Labels], Field(min_length=1)]
+    labels: Annotated[dict[StrictStr, LabelValues], Field(min_length=1)]
 
 
 class DatasetJson(Labelled):
@@ -33,7 +33,7 @@ class DatasetJson(Labelled):
     modality: Names | None = None
     """`channel_names` of older data sets"""
     file_ending: Annotated[str, Field(strict=True, pattern=r"^(\.\w+)+$")]
-    regions_class_order: list[Label] | None = None
+    regions_class_order: list[LabelValue] | None = None
     dataset: dict[StrictStr, Listed] | None = None
 
     @model_validator(mode="after")
@@ -66,8 +66,8 @@ class DatasetJson(Labelled):
 
 
 class Split(BaseModel):
-    train: list[Case]
-    val: list[Case]
+    train: list[CaseName]
+    val: list[CaseName]
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ LARGEST = 2**26
 """Bytes. A dataset.json that lists ten thousand cases has 3 MB."""
 SHOWN = 60
 """Characters of a name or a value in a message"""
-Checked = TypeVar("Checked")
+Shape = TypeVar("Shape")
 
 
 def read_json(path: Path) -> Any:
@@ -39,11 +39,11 @@ def read_json(path: Path) -> Any:
 
 def checked(
     content: Any,
-    shape: type[Checked] | TypeAdapter[Checked],
+    shape: type[Shape] | TypeAdapter[Shape],
     source: object,
     advice: str = "",
     error: type[AutoSAM2Error] = DatasetError,
-) -> Checked:
+) -> Shape:
     """`content` as `shape`, a type that pydantic knows.
 
     Args:

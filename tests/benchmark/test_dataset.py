@@ -7,12 +7,12 @@ import pytest
 
 from nnunet_autosam2.benchmark import dataset, models
 from nnunet_autosam2.benchmark.dataset import find_numbering, find_splits
-from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.benchmark.models import ComparedModel
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 
 NAME = "Dataset009_Kidney"
 CASES = [f"case_{number}" for number in range(6)]
-MODEL = Model(NAME, "nnUNetTrainer", "nnUNetPlans", "3d_fullres", None, False)
+MODEL = ComparedModel(NAME, "nnUNetTrainer", "nnUNetPlans", "3d_fullres", None, False)
 LABELS = {"background": 0, "kidney": [1, 2], "tumour": 2}
 
 

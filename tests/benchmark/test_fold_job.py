@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from nnunet_autosam2.benchmark.fold_job import CHECKPOINTS, FoldJob
-from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.benchmark.models import ComparedModel
 
 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FoldJob:
     """Trained and measured."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    model = Model("Dataset005_Phantom", "nnUNetTrainer", "nnUNetPlans", "3d_fullres", None, False)
+    model = ComparedModel("Dataset005_Phantom", "nnUNetTrainer", "nnUNetPlans", "3d_fullres", None, False)
     measured = FoldJob(model, 0, "cpu", {}, tmp_path / "benchmark")
     (measured.folder / "validation").mkdir(parents=True)
     (measured.folder / "validation" / "summary.json").write_text("{}")
@@ -63,7 +63,8 @@ def job(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FoldJob
     results.mkdir(parents=True)
     model.rename(results / model.name)
     monkeypatch.setenv("nnUNet_results", str(results.parent))
-    trained = Model("Dataset900_Phantom", *model.name.split("__"), slice_fraction=0.3, starts_from_baseline=False)
+    trainer, plans, configuration = model.name.split("__")
+    trained = ComparedModel("Dataset900_Phantom", trainer, plans, configuration, 0.3, starts_from_baseline=False)
     job = FoldJob(trained, 0, "cpu", {}, tmp_path / "benchmark")
     (job.folder / "validation").mkdir()
     (job.folder / "validation" / "summary.json").write_text("{}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_autosam2.benchmark.fold_job import FoldJob
-from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.benchmark.models import ComparedModel
 from nnunet_autosam2.benchmark.schedule import require_executor, run_jobs
 from nnunet_autosam2.errors import ConfigurationError
 
@@ -31,7 +31,7 @@ def test_a_parameter_that_submitit_does_not_know(slurm):
 
 
 def test_a_submission_that_is_refused_is_the_folds_own_error(slurm, tmp_path: Path):
-    model = Model("Dataset900_Phantom", "nnUNetTrainer", "nnUNetPlans", "tiny", None, False)
+    model = ComparedModel("Dataset900_Phantom", "nnUNetTrainer", "nnUNetPlans", "tiny", None, False)
     jobs = [FoldJob(model, fold, "cpu", {}, tmp_path / "benchmark") for fold in (0, 1)]
     errors = run_jobs(jobs, "slurm", None, tmp_path / "jobs", {"partition": "none"})
     assert {job.fold: error for job, error in errors.items()} == dict.fromkeys(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
-from nnunet_autosam2.dataset_conversion.cases import find_cases, find_empty, read_tree, releases_by_names
+from nnunet_autosam2.dataset_conversion.cases import find_empty, find_source_cases, read_tree, releases_by_names
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 
 
@@ -20,7 +20,7 @@ def test_files_are_found_by_folder_name_and_suffix(tmp_path: Path):
     touch(*(Path(f"{stem}_{end}") for end in ("t1.nii", "t1ce.nii.gz", "t1ce.nii")), folder / "other_flair.nii.gz")
     Path(f"{stem}_t2.nii.gz").symlink_to("nowhere")
 
-    (case,) = find_cases(read_tree(tmp_path), RELEASES["2018-2021"])
+    (case,) = find_source_cases(read_tree(tmp_path), RELEASES["2018-2021"])
 
     assert case.name == folder.name
     assert {key: file.name.removeprefix(f"{folder.name}_") for key, file in case.images.items()} == {
@@ -36,7 +36,7 @@ def test_files_are_found_by_folder_name_and_suffix(tmp_path: Path):
 def test_the_decathlon_has_one_file_a_case_and_labels_of_their_own(tmp_path: Path):
     names = ("imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz", "labelsTr/BRATS_002.nii.gz")
     touch(*(tmp_path / name for name in (*names, "imagesTr/._BRATS_001.nii.gz", "imagesTs/BRATS_485.nii")))
-    cases = find_cases(read_tree(tmp_path), RELEASES["decathlon"])
+    cases = find_source_cases(read_tree(tmp_path), RELEASES["decathlon"])
     assert [(case.name, [str(file.relative_to(tmp_path)) for file in case.files]) for case in cases] == [
         ("BRATS_001", ["imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz"]),
         ("BRATS_002", ["imagesTr/BRATS_002.nii.gz", "labelsTr/BRATS_002.nii.gz"]),
@@ -85,6 +85,6 @@ def test_empty_folders_are_cases_only_where_a_case_is_expected(tmp_path: Path):
     for name in ("logs", "HGG/empty", "LGG/case_001", "case_003", "__MACOSX/case_005", "HGG/@eaDir", ".trash/case_006"):
         (tmp_path / name).mkdir(parents=True)
     tree = read_tree(tmp_path)
-    lost, empty = find_empty(tree, find_cases(tree, RELEASES["2018-2021"]))
+    lost, empty = find_empty(tree, find_source_cases(tree, RELEASES["2018-2021"]))
     assert [str(path.relative_to(tmp_path)) for path in lost] == ["case_003", "case_004"]
     assert [str(path.relative_to(tmp_path)) for path in empty] == ["logs", "HGG/empty", "LGG/case_001"]

@@ -19,7 +19,7 @@ STANDING_STILL = (
     "initial_lr=1e-300",
 )  # fmt: skip
 """So low a learning rate changes no number in float32: what is saved is step 0."""
-TRAINERS = Path(__file__).parents[2] / "benchmarks" / "trainers"
+TRAINERS = Path(__file__).parents[2] / "experiments" / "trainers"
 PLANS = {"PlainConvUNet": "nnUNetPlans", "ResEnc M": "nnUNetResEncUNetMPlans", "ResEnc L": "nnUNetResEncUNetLPlans"}
 
 

@@ -23,7 +23,7 @@ def dataset_json(release: str) -> dict:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_what_a_label_is_called_follows_from_the_release(release: str):
-    found = {value: (title, colour) for value, title, colour in legend(dataset_json(release))}
+    found = {entry.value: (entry.title, entry.colour) for entry in legend(dataset_json(release))}
     fourth = found.pop(4, None)
     assert found == THREE
     assert (fourth and fourth[0]) == FOURTH.get(release)
@@ -33,7 +33,7 @@ def test_what_a_label_is_called_follows_from_the_release(release: str):
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_region_has_the_colour_of_the_label_that_is_written_for_it(release: str):
     colours = region_colours(dataset_json(release))
-    of_labels = {value: colour for value, _, colour in legend(dataset_json(release))}
+    of_labels = {entry.value: entry.colour for entry in legend(dataset_json(release))}
     assert colours == dict(
         zip(RELEASES[release].regions, (of_labels[i] for i in range(1, 5) if i in of_labels), strict=True)
     )
@@ -42,13 +42,13 @@ def test_a_region_has_the_colour_of_the_label_that_is_written_for_it(release: st
 def test_the_numbers_of_brats_themselves():
     """4 is the enhancing tumour up to 2021, and 2 is the oedema."""
     regions = {"whole tumor": [1, 2, 4], "tumor core": [1, 4], "enhancing tumor": 4}
-    found = {value: colour for value, _, colour in legend({"labels": {"background": 0, **regions}})}
+    found = {entry.value: entry.colour for entry in legend({"labels": {"background": 0, **regions}})}
     assert found == {1: CORE, 2: OEDEMA, 4: ENHANCING}
 
 
 def test_labels_and_regions_of_any_dataset():
     kidney = {"background": 0, "kidney": [1, 2, 3], "mass": [2, 3], "tumour": 2, "vein": 7, "ignore": 9}
-    assert [(value, title) for value, title, _ in legend({"labels": kidney})] == [
+    assert [(entry.value, entry.title) for entry in legend({"labels": kidney})] == [
         (1, "kidney"), (2, "tumour (mass, kidney)"), (3, "mass (kidney)"), (7, "vein"),
     ]  # fmt: skip
     many = {"background": 0, **{f"organ {number}": number for number in range(1, 105)}}

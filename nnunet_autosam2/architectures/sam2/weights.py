@@ -131,7 +131,7 @@ def require_reachable(config: AutoSAM2Config) -> None:
         raise _cannot_download(config, error) from error
 
 
-def locate(config: AutoSAM2Config) -> Path | None:
+def obtain(config: AutoSAM2Config) -> Path | None:
     """The checkpoint file, downloaded if that is the only way; None for weights that are random on purpose.
 
     Raises:

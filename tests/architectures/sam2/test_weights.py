@@ -18,7 +18,7 @@ from nnunet_autosam2.architectures.sam2.weights import (
     find,
     hub_file,
     load_into,
-    locate,
+    obtain,
     read_checkpoint,
     recognise,
 )
@@ -251,16 +251,16 @@ def test_the_configured_file_comes_before_the_environment(tmp_path, monkeypatch)
     configured.touch()
     in_environment.touch()
     monkeypatch.setenv("AUTOSAM2_SAM2_WEIGHTS", str(in_environment))
-    assert locate(AutoSAM2Config(sam2_checkpoint=str(configured))) == configured
-    assert locate(AutoSAM2Config()) == in_environment
+    assert obtain(AutoSAM2Config(sam2_checkpoint=str(configured))) == configured
+    assert obtain(AutoSAM2Config()) == in_environment
     monkeypatch.setenv("AUTOSAM2_SAM2_WEIGHTS", str(tmp_path))
-    assert locate(AutoSAM2Config()) == in_environment
+    assert obtain(AutoSAM2Config()) == in_environment
 
 
 def test_random_weights_warn(monkeypatch):
     monkeypatch.setenv("AUTOSAM2_SAM2_WEIGHTS", "/nowhere")
     with pytest.warns(UserWarning, match="random"):
-        assert locate(AutoSAM2Config(sam2_checkpoint="random")) is None
+        assert obtain(AutoSAM2Config(sam2_checkpoint="random")) is None
 
 
 def test_a_wrong_path_is_an_error_and_nothing_else_is_tried(tmp_path, monkeypatch):
@@ -304,7 +304,7 @@ def test_without_network_the_error_names_every_way(tmp_path):
         message = in_fresh_process(
             "import time\n"
             "start = time.time()\n"
-            "try:\n    weights.locate(AutoSAM2Config())\n"
+            "try:\n    weights.obtain(AutoSAM2Config())\n"
             "except errors.WeightsError as error:\n    print(error)\n"
             "assert time.time() - start < 8",
             HF_HOME=str(tmp_path),
@@ -323,13 +323,13 @@ def test_without_network_the_error_names_every_way(tmp_path):
 
 def test_download_then_local_cache(tmp_path, hub):
     downloaded = in_fresh_process(
-        "assert weights.find(AutoSAM2Config()).kind == 'hub'\nprint(weights.locate(AutoSAM2Config()))",
+        "assert weights.find(AutoSAM2Config()).kind == 'hub'\nprint(weights.obtain(AutoSAM2Config()))",
         HF_HOME=str(tmp_path),
         **hub.environment,
     )
     assert Path(downloaded).read_bytes() == hub.content
     cached = in_fresh_process(
-        "assert weights.find(AutoSAM2Config()).kind == 'cache'\nprint(weights.locate(AutoSAM2Config()))",
+        "assert weights.find(AutoSAM2Config()).kind == 'cache'\nprint(weights.obtain(AutoSAM2Config()))",
         HF_HUB_OFFLINE="1",
         HF_HOME=str(tmp_path),
     )
