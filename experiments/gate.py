@@ -11,17 +11,13 @@ Usage: python -m experiments.gate [--iterations 400] [--seeds 2] [--closed]
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import click
 import numpy as np
-import SimpleITK as sitk
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,12 +28,13 @@ from nnunet_autosam2.architectures.autosam2 import take_slices
 from nnunet_autosam2.architectures.fusion import GatedFusion
 from nnunet_autosam2.architectures.sam2.branch import SliceMasks
 from nnunet_autosam2.config import CHOICES
-from nnunet_autosam2.dataset_conversion.phantom import MODALITIES
+from nnunet_autosam2.dataset_conversion.phantom import MODALITIES, PhantomCase, make_case
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 
 REGIONS = NUMBERINGS["brats2021"].regions
+PHANTOM_SIZE = (40, 48, 48)
 PATCH_SIZE = (32, 32, 32)
 BATCH_SIZE = 2
 CONFIDENCE = 8.0
@@ -170,20 +167,13 @@ def main(iterations: int, seeds: int, cases: int, held_out: int, initial_lr: flo
 
 
 def make_phantoms(count: int) -> list[Case]:
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary, "phantoms")
-        program = Path(sys.executable).with_name("autosam2")
-        subprocess.run([program, "make-phantom", folder, "--cases", str(count)], check=True, capture_output=True)
-        return [read_case(path) for path in sorted(folder.iterdir())]
+    """The cases of `autosam2 make-phantom`."""
+    return [to_case(make_case(PHANTOM_SIZE, np.random.default_rng([0, number]))) for number in range(1, count + 1)]
 
 
-def read_case(folder: Path) -> Case:
-    def read(suffix: str) -> np.ndarray:
-        return sitk.GetArrayFromImage(sitk.ReadImage(folder / f"{folder.name}_{suffix}.nii.gz"))
-
-    segmentation = read("seg")
-    truth = np.stack([np.isin(segmentation, labels) for labels in REGIONS.values()])
-    image = np.stack([z_score(read(modality)) for modality in MODALITIES])
+def to_case(phantom: PhantomCase) -> Case:
+    truth = np.stack([np.isin(phantom.segmentation, labels) for labels in REGIONS.values()])
+    image = np.stack([z_score(phantom.images[modality]) for modality in MODALITIES])
     return Case(torch.from_numpy(image).float(), torch.from_numpy(truth).float())
 
 

@@ -1,4 +1,4 @@
-"""What bfloat16 in SAM2 changes in the predictions of a trained model: Dice of each region, by nnU-Net.
+"""What bfloat16 in SAM2 changes in the predictions of a trained model: Dice of each region, as in `autosam2 evaluate`.
 
 Usage: python -m experiments.precision MODEL_FOLDER DATASET_FOLDER [--fold 0] [--device cuda]
 DATASET_FOLDER, one of nnUNet_raw, has images and labels in imagesTr and labelsTr.
@@ -11,10 +11,13 @@ from tempfile import TemporaryDirectory
 
 import click
 import torch
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder2, load_summary_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_autosam2 import AutoSAM2
+from nnunet_autosam2.evaluation.brats_metrics import evaluate
+from nnunet_autosam2.evaluation.numbering import numbering_of_dataset
+from nnunet_autosam2.evaluation.pairs import find_pairs
+from nnunet_autosam2.evaluation.summary import summarise
 
 PRECISIONS = ("float32", "bfloat16")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -31,6 +34,7 @@ def main(model: Path, dataset: Path, fold: str, device: str) -> None:
     network = predictor.network
     if not isinstance(network, AutoSAM2) or network.sam2_branch is None:
         raise click.ClickException(f"{model} has no SAM2 branch.")
+    numbering = numbering_of_dataset(model / "dataset.json")
     scores = {}
     for precision in PRECISIONS:
         network.sam2_branch.precision = precision
@@ -38,14 +42,16 @@ def main(model: Path, dataset: Path, fold: str, device: str) -> None:
             predictor.predict_from_files(
                 str(dataset / "imagesTr"), output, num_processes_preprocessing=1, num_processes_segmentation_export=1
             )
-            arguments = (dataset / "labelsTr", output, model / "dataset.json", model / "plans.json")
-            compute_metrics_on_folder2(*map(str, arguments), num_processes=1)
-            summary = load_summary_json(str(Path(output, "summary.json")))
-        scores[precision] = {region: values["Dice"] for region, values in summary["mean"].items()}
+            pairs = find_pairs(Path(output), dataset / "labelsTr").pairs
+            summary = summarise(evaluate(pairs, numbering=numbering))
+        scores[precision] = {region: metrics["Dice"].mean for region, metrics in summary.items()}
     click.echo(f"| region | {' | '.join(PRECISIONS)} | difference |\n|{' --- |' * (len(PRECISIONS) + 2)}")
     for region in scores[PRECISIONS[0]]:
         full, half = (scores[precision][region] for precision in PRECISIONS)
-        click.echo(f"| {region} | {full:.5f} | {half:.5f} | {half - full:+.5f} |")
+        if full is None or half is None:
+            click.echo(f"| {region} | no case has it | | |")
+        else:
+            click.echo(f"| {region} | {full:.5f} | {half:.5f} | {half - full:+.5f} |")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@
 #   DATA holds brats2013/ (flair, t1ce) and tcga_lgg/ (four modalities) in BraTS layout.
 #   What is done already in OUTPUT is not done again.
 set -euo pipefail
+if [[ ${1:-} == --help ]]; then
+    sed -n '2,5s/^# \?//p' "$0"
+    exit
+fi
 data=$(cd "$1" && pwd)
 output=$(mkdir -p "$2" && cd "$2" && pwd)
 device=${3:-cpu}

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from experiments.speed.competitors import BACKBONES, LOOP, NNUNET, competitors, title
-from experiments.speed.measure import FORWARD, STEP, Bench, Measured, interleaved, peak_memory, seconds_by_depth
+from experiments.speed.measure import FORWARD, STEP, Bench, Measured, interleaved, memory_of_runs, seconds_by_depth
 from experiments.speed.setting import Setting
 
 MEMORY = "memory"
@@ -79,7 +79,7 @@ def main(
     memory = {}
     if MEMORY in what:
         for name in tqdm(makers, desc=MEMORY):
-            memory[name] = peak_memory(setting, makers[name], FORWARD if name == LOOP else STEP)
+            memory[name] = memory_of_runs(setting, makers[name], FORWARD if name == LOOP else STEP)
 
     result = {
         "setting": setting._asdict(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 import warnings
 from collections import defaultdict
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from experiments.speed.competitors import Competitor, Trained
 from experiments.speed.setting import Setting
+from nnunet_autosam2.benchmark.measured import peak_memory
 
 FORWARD, STEP = "forward", "training step"
 
@@ -95,7 +95,7 @@ def seconds_by_depth(setting: Setting, competitor: Competitor, rounds: int) -> d
     return dict(seconds)
 
 
-def peak_memory(setting: Setting, make: Callable[[], Competitor], work: str) -> int:
+def memory_of_runs(setting: Setting, make: Callable[[], Competitor], work: str) -> int:
     """Bytes that runs need in a process of their own: the process itself in two, or a GPU's allocator in the second."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak, setting, make, work).result()  # which the system may end, for want of memory
@@ -113,6 +113,4 @@ def _peak(setting: Setting, make: Callable[[], Competitor], work: str) -> int:
     if setting.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     bench.run(competitor, work)
-    if setting.on_gpu:
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_memory(setting.on_gpu)

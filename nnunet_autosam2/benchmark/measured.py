@@ -35,11 +35,15 @@ def _keep(record: Path, peak: int) -> None:
         print(f"The peak memory is not kept: {error}", file=sys.stderr)
 
 
-def peak_memory() -> int:
-    """Bytes allocated on the GPU, or without one the resident set of this process."""
+def peak_memory(on_gpu: bool | None = None) -> int:
+    """Bytes allocated on the GPU, or the largest resident set of this process.
+
+    Args:
+        on_gpu: None: if there is one.
+    """
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() if on_gpu is None else on_gpu:
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
