@@ -58,6 +58,7 @@ def look_inside(
     image, truth = patch(volume.data), None if volume.truth is None else patch(volume.truth)
     network.set_deep_supervision(True)
     output = network(image[None], None if given is None else patch(given)[None].float())
+    network.set_deep_supervision(False)  # as nnU-Net's predictor needs it for the next case
 
     slices = output.sam2.slices[0]
     position = slices + start[0]
@@ -107,8 +108,10 @@ def _predict(model: LoadedModel, data: Tensor, device: torch.device) -> Tensor:
     predictor.manual_initialization(network, model.plans, model.configuration, None, model.dataset_json, "", None)
     if network.config.enable_unet_decoder:
         network.set_mode(enable_sam2=False)
-    logits = predictor.predict_sliding_window_return_logits(data)
-    network.set_mode(enable_sam2=True)
+    try:
+        logits = predictor.predict_sliding_window_return_logits(data)
+    finally:
+        network.set_mode(enable_sam2=True)
     seen = decisions(torch.as_tensor(logits)[None].cpu(), network.config.region_based)[0]
     return seen[-len(model.regions) :]
 
