@@ -90,9 +90,9 @@ class FoldJob:
         return epochs[-1] if epochs else None
 
     def __call__(self) -> str | None:
-        for folder in (self.log.parent, self._record("training").parent):
-            folder.mkdir(parents=True, exist_ok=True)
         try:
+            for folder in (self.log.parent, self._record("training").parent):
+                folder.mkdir(parents=True, exist_ok=True)
             with self._alone() as lock:
                 self._refuse_code()
                 if not self.is_validated:
