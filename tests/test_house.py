@@ -105,6 +105,26 @@ def test_rooms_lean_on_each_other_one_way(room: str, others: list[str]):
     assert not wrong
 
 
+NOTHING_TO_TEST = {
+    "architectures/outputs.py",  # records without a line of code
+    "dataset_conversion/regions.py",  # constants, tested by what they mean in brats_layout.py and numbering.py
+}
+
+
+def test_every_module_has_its_tests_where_one_looks_for_them():
+    """`tests/trainers/test_loss.py` tests `trainers/loss.py`."""
+    paths = {Path(*module.split(".")[1:]).with_suffix(".py") for module in MODULES}
+    modules_with_code = {
+        path for path in paths if not (ROOT / PACKAGE / path.with_suffix("")).is_dir() and path.name != ".py"
+    }
+    without = {
+        path.as_posix()
+        for path in modules_with_code
+        if not (ROOT / "tests" / path.with_name(f"test_{path.name}")).is_file()
+    }
+    assert without == NOTHING_TO_TEST
+
+
 TOPS = (PACKAGE, "dataset_conversion", "overlay", "experiments", "demo", "tests", "docs", ".ci")
 PATH = re.compile(rf"[\w.-]+(?:/[\w.-]+)*\.(?:py|sh)\b|\b(?:{'|'.join(map(re.escape, TOPS))})/[\w./-]*")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")

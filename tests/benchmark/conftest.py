@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nnunet_autosam2.benchmark.fold_job import FoldJob
-from nnunet_autosam2.benchmark.models import Model
+from nnunet_autosam2.benchmark.models import ComparedModel
 
 DATASET = "Dataset900_Phantom"
 STUB = """#!/bin/sh
@@ -91,7 +91,7 @@ def job_in() -> Callable[..., FoldJob]:
     def make(
         folder: Path, trainer: str = "nnUNetTrainer", fold: int = 0, starts_from_baseline: bool = False
     ) -> FoldJob:
-        model = Model(DATASET, trainer, "nnUNetPlans", "3d_fullres", None, starts_from_baseline)
+        model = ComparedModel(DATASET, trainer, "nnUNetPlans", "3d_fullres", None, starts_from_baseline)
         return FoldJob(model, fold, "cpu", {"a": ["a_0000.nii.gz"]}, folder / "benchmark")
 
     return make

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_autosam2.benchmark.models import Model, find_models, titles
+from nnunet_autosam2.benchmark.models import ComparedModel, find_models, titles
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 from nnunet_autosam2.trainers.backbone import BASELINE
 
@@ -27,7 +27,7 @@ def planned(tmp_path: Path, plans: dict, dataset_json: dict, monkeypatch: pytest
     return folder
 
 
-def find(*names: str, configuration: str = "tiny") -> list[Model]:
+def find(*names: str, configuration: str = "tiny") -> list[ComparedModel]:
     return find_models("900", names, "nnUNetPlans", configuration)
 
 

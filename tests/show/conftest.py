@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_autosam2.show.loading import Model, load_trained
+from nnunet_autosam2.show.loading import LoadedModel, load_trained
 
 SHAPE = (30, 34, 38)  # z, y, x
 TUMOUR = (slice(9, 21), slice(10, 24), slice(12, 26))
@@ -58,7 +58,7 @@ def case(tmp_path: Path) -> RawCase:
 
 
 @pytest.fixture(scope="session")
-def loaded(whole_model: Path) -> Model:
+def loaded(whole_model: Path) -> LoadedModel:
     """The network of `whole_model`, which no test changes."""
     return load_trained(whole_model, "0", "checkpoint_final.pth")
 

@@ -8,7 +8,7 @@ import torch
 
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
 from nnunet_autosam2.show.inside import find_device, look_inside
-from nnunet_autosam2.show.loading import Model, Volume, find_case, preprocess
+from nnunet_autosam2.show.loading import LoadedModel, Volume, find_shown_case, preprocess
 from nnunet_autosam2.show.pictures import SliceView
 
 CPU = torch.device("cpu")
@@ -25,8 +25,8 @@ def single_thread():
 
 
 @pytest.fixture
-def volume(case, loaded: Model) -> Volume:
-    return preprocess(find_case(case.prefix, None, loaded), loaded)
+def volume(case, loaded: LoadedModel) -> Volume:
+    return preprocess(find_shown_case(case.prefix, None, loaded), loaded)
 
 
 def box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +35,7 @@ def box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
 
 
-def test_prompted_by_the_truth_sam2_is_asked_where_that_is(case, loaded: Model, volume: Volume):
+def test_prompted_by_the_truth_sam2_is_asked_where_that_is(case, loaded: LoadedModel, volume: Volume):
     views = look_inside(loaded, volume, True, None, CPU)
     numbers = [view.number for view in views]
     assert len(views) == SELECTED
@@ -51,7 +51,7 @@ def test_prompted_by_the_truth_sam2_is_asked_where_that_is(case, loaded: Model, 
         assert ((view.predicted_iou >= 0) & (view.predicted_iou <= 1)).all()
 
 
-def test_truth_and_prompts_lie_where_the_case_has_its_tumour(case, loaded: Model, volume: Volume):
+def test_truth_and_prompts_lie_where_the_case_has_its_tumour(case, loaded: LoadedModel, volume: Volume):
     """The patch of 24 × 32 × 32 is cut out around it, and cuts nothing off."""
     for view in look_inside(loaded, volume, True, None, CPU):
         for region, least in enumerate((1, 2, 3)):
@@ -69,7 +69,7 @@ def test_truth_and_prompts_lie_where_the_case_has_its_tumour(case, loaded: Model
             assert shown[positives[:, 1], positives[:, 0]].all()
 
 
-def test_dice_is_that_of_the_masks(loaded: Model, volume: Volume):
+def test_dice_is_that_of_the_masks(loaded: LoadedModel, volume: Volume):
     for view in look_inside(loaded, volume, True, None, CPU):
         for title, scores in view.dice.items():
             for region, score in enumerate(scores):
@@ -79,7 +79,7 @@ def test_dice_is_that_of_the_masks(loaded: Model, volume: Volume):
                 assert score == pytest.approx(expected, nan_ok=True)
 
 
-def test_of_few_slices_those_with_the_largest_foreground_remain(case, loaded: Model, volume: Volume):
+def test_of_few_slices_those_with_the_largest_foreground_remain(case, loaded: LoadedModel, volume: Volume):
     every = look_inside(loaded, volume, True, None, CPU)
     two = look_inside(loaded, volume, True, 2, CPU)
 
@@ -91,14 +91,14 @@ def test_of_few_slices_those_with_the_largest_foreground_remain(case, loaded: Mo
     assert min(map(area, two)) >= sorted(map(area, every))[-2]
 
 
-def test_an_untrained_network_has_no_opinion_to_show(loaded: Model, volume: Volume):
+def test_an_untrained_network_has_no_opinion_to_show(loaded: LoadedModel, volume: Volume):
     """SAM2's masks alone, and the truth."""
     (view,) = look_inside(loaded._replace(is_trained=False), volume, True, 1, CPU)
     assert list(view.masks) == ["SAM2", "truth"]
     assert list(view.dice) == ["SAM2"]
 
 
-def test_labels_to_be_ignored_leave_the_dice_out(loaded: Model, volume: Volume):
+def test_labels_to_be_ignored_leave_the_dice_out(loaded: LoadedModel, volume: Volume):
     labels = {**loaded.dataset_json["labels"], "ignore": 4}
     (view,) = look_inside(loaded._replace(dataset_json={**loaded.dataset_json, "labels": labels}), volume, True, 1, CPU)
     assert view.dice == {}
@@ -106,7 +106,7 @@ def test_labels_to_be_ignored_leave_the_dice_out(loaded: Model, volume: Volume):
 
 
 @pytest.mark.parametrize("bias", [100.0, -100.0])
-def test_without_a_truth_the_unet_says_where(loaded: Model, volume: Volume, bias: float):
+def test_without_a_truth_the_unet_says_where(loaded: LoadedModel, volume: Volume, bias: float):
     """Everywhere, or nowhere."""
     layers = [parameter for name, parameter in loaded.network.named_parameters() if name.endswith("seg_layers.1.bias")]
     assert layers
@@ -127,13 +127,13 @@ def test_without_a_truth_the_unet_says_where(loaded: Model, volume: Volume, bias
             layer.data.copy_(value)
 
 
-def test_a_truth_without_foreground(loaded: Model, volume: Volume):
+def test_a_truth_without_foreground(loaded: LoadedModel, volume: Volume):
     assert volume.truth is not None
     with pytest.raises(DatasetError, match=r"^The truth has no foreground, so SAM2 is not asked"):
         look_inside(loaded, volume._replace(truth=volume.truth & False), True, None, CPU)
 
 
-def test_a_volume_that_is_smaller_than_the_patch_lies_in_its_middle(loaded: Model, volume: Volume):
+def test_a_volume_that_is_smaller_than_the_patch_lies_in_its_middle(loaded: LoadedModel, volume: Volume):
     """Slices beside it are not shown."""
     assert volume.truth is not None
     thin = volume._replace(data=volume.data[:, 8:16, :20], truth=volume.truth[:, 8:16, :20], first_slice=100)
@@ -142,7 +142,7 @@ def test_a_volume_that_is_smaller_than_the_patch_lies_in_its_middle(loaded: Mode
     assert all(100 <= view.number < 108 for view in views)
 
 
-def test_a_tumour_at_the_border(loaded: Model, volume: Volume):
+def test_a_tumour_at_the_border(loaded: LoadedModel, volume: Volume):
     assert volume.truth is not None
     truth = torch.zeros_like(volume.truth)
     truth[:, :2, :2, :2] = True

@@ -15,7 +15,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.config import PLANS_KEY
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError, WeightsError
-from nnunet_autosam2.show.loading import Model, build_untrained, find_case, find_trainer, load_trained, preprocess
+from nnunet_autosam2.show.loading import (
+    LoadedModel,
+    build_untrained,
+    find_shown_case,
+    find_trainer,
+    load_trained,
+    preprocess,
+)
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2_60
 
 FINAL = "checkpoint_final.pth"
@@ -28,7 +35,7 @@ def rewrite(checkpoint: Path, **changes: Any) -> None:
 
 
 class TestTrained:
-    def test_every_weight_is_that_of_the_checkpoint(self, loaded: Model, whole_model: Path):
+    def test_every_weight_is_that_of_the_checkpoint(self, loaded: LoadedModel, whole_model: Path):
         weights = torch.load(whole_model / "fold_0" / FINAL, weights_only=True, mmap=True)["network_weights"]
         state = loaded.network.state_dict()
         assert state.keys() == weights.keys()
@@ -65,6 +72,7 @@ class TestTrained:
 
 
 def changes_of_a_checkpoint() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    value: object
     for value in (None, [], {}, {"configuration": "tiny"}, {"configuration": 7, "plans": {}, "dataset_json": {}}):
         yield "init_args", {"init_args": value}
     for value in (None, 7, "os", "nnUNetTrainer", "__file__", "a.b", ["x"], "nnUNetTrainerAutoSAM2Nobody"):
@@ -156,37 +164,37 @@ def test_what_is_no_trainer_is_told_with_what_to_run(name: str):
 
 class TestCase:
     def test_files_are_found_by_what_their_names_have_in_common(self, case, loaded):
-        found = find_case(case.prefix, None, loaded)
+        found = find_shown_case(case.prefix, None, loaded)
         assert found.name == "case_1"
         assert found.images == [case.channel(number) for number in range(4)]
         assert found.truth == case.truth
 
     def test_a_relative_path_has_its_truth_too(self, case, loaded, monkeypatch):
         monkeypatch.chdir(case.prefix.parent)
-        assert find_case(Path("case_1"), None, loaded).truth == case.truth
+        assert find_shown_case(Path("case_1"), None, loaded).truth == case.truth
 
     def test_a_case_without_truth(self, case, loaded):
         case.truth.unlink()
-        assert find_case(case.prefix, None, loaded).truth is None
+        assert find_shown_case(case.prefix, None, loaded).truth is None
         with pytest.raises(DatasetError, match=r"case_1\.nii\.gz does not exist\.$"):
-            find_case(case.prefix, case.truth, loaded)
+            find_shown_case(case.prefix, case.truth, loaded)
 
     def test_a_channel_is_missing_or_one_too_many(self, case, loaded):
         case.channel(2).rename(case.channel(4))
         with pytest.raises(DatasetError) as error:
-            find_case(case.prefix, None, loaded)
+            find_shown_case(case.prefix, None, loaded)
         assert str(error.value) == (
             f"{case.channel(2)} does not exist. CASE is what the names of the 4 channels have in common: "
             "CASE_0000.nii.gz to CASE_0003.nii.gz."
         )
         case.channel(2).write_bytes(case.channel(4).read_bytes())
         with pytest.raises(DatasetError, match=r"_0004\.nii\.gz is one channel too many: the model has 4 channels"):
-            find_case(case.prefix, None, loaded)
+            find_shown_case(case.prefix, None, loaded)
 
 
 class TestPreprocessed:
     def test_is_cropped_and_normalised_and_its_slices_keep_their_numbers(self, case, loaded):
-        volume = preprocess(find_case(case.prefix, None, loaded), loaded)
+        volume = preprocess(find_shown_case(case.prefix, None, loaded), loaded)
         assert volume.data.shape == (4, 27, 34, 38)
         assert volume.first_slice == 3
         assert volume.numbering == "along z"
@@ -198,12 +206,12 @@ class TestPreprocessed:
 
     def test_without_truth(self, case, loaded):
         case.truth.unlink()
-        assert preprocess(find_case(case.prefix, None, loaded), loaded).truth is None
+        assert preprocess(find_shown_case(case.prefix, None, loaded), loaded).truth is None
 
-    def test_slices_that_are_resampled_have_numbers_of_their_own(self, case, loaded: Model, plans: dict):
+    def test_slices_that_are_resampled_have_numbers_of_their_own(self, case, loaded: LoadedModel, plans: dict):
         plans["configurations"]["3d_fullres"]["spacing"] = [2.0, 1.0, 1.0]
         resampling = loaded._replace(configuration=PlansManager(plans).get_configuration("tiny"))
-        volume = preprocess(find_case(case.prefix, None, resampling), resampling)
+        volume = preprocess(find_shown_case(case.prefix, None, resampling), resampling)
         assert volume.data.shape[1] == 14
         assert volume.first_slice == 0
         assert volume.numbering == "along z of the volume as nnU-Net crops and resamples it"
@@ -225,6 +233,6 @@ class TestPreprocessed:
     def test_refused(self, case, loaded, spoil: Callable[[Any], Any], message: str):
         spoil(case)
         with pytest.raises(DatasetError) as error:
-            preprocess(find_case(case.prefix, None, loaded), loaded)
+            preprocess(find_shown_case(case.prefix, None, loaded), loaded)
         assert message in str(error.value)
         assert "\n" not in str(error.value)
