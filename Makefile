@@ -17,7 +17,7 @@ help:
 	@echo "make demo    phantom data, training, prediction, evaluation and pictures in demo_output/ (minutes, no download)"
 	@echo "make test    linters, types and tests           make test-slow  those that take minutes each"
 	@echo "make bench   what SAM2 costs beside nnU-Net's network, on this machine (an hour on two cores)"
-	@echo "make lint    linters and types alone        make format  rewrites the formatting"
+	@echo "make lint    linters and types alone        make format  rewrites formatting and README's table"
 	@echo "make clean   removes the environment and what the commands above have written"
 
 install: $(VENV)/installed
@@ -49,6 +49,7 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m nnunet_autosam2.parameter_table README.md
 
 # Side by side: the commands of nnU-Net mostly start processes and wait for them.
 test: lint

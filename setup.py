@@ -45,7 +45,7 @@ setup(
         "matplotlib>=3.10,<4",
         "monai>=1.5.1,<2",
         "numpy>=1.26,<3",
-        "pydantic>=2.6,<3",
+        "pydantic>=2.7,<3",
         "scipy>=1.15,<2",
         "submitit>=1.5.4,<2",
         "tqdm>=4.66,<5",

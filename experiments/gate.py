@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import click
 import numpy as np
@@ -27,7 +27,7 @@ from nnunet_autosam2 import AutoSAM2, AutoSAM2Config
 from nnunet_autosam2.architectures.autosam2 import take_slices
 from nnunet_autosam2.architectures.fusion import GatedFusion
 from nnunet_autosam2.architectures.sam2.branch import SliceMasks
-from nnunet_autosam2.config import CHOICES
+from nnunet_autosam2.config import Fusion
 from nnunet_autosam2.dataset_conversion.phantom import MODALITIES, PhantomCase, make_case
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
@@ -128,9 +128,11 @@ class StandIn(AutoSAM2):
 @click.option("--cases", default=16, show_default=True, help="To train on.")
 @click.option("--held-out", default=8, show_default=True, help="Cases to test on, beside these.")
 @click.option("--initial-lr", default=1e-3, show_default=True)
-@click.option("--fusion", type=click.Choice(CHOICES["fusion"]), default="gated", show_default=True)
+@click.option("--fusion", type=click.Choice(get_args(Fusion)), default="gated", show_default=True)
 @click.option("--closed", is_flag=True, help="First a trained UNet, then as many iterations again from its weights.")
-def main(iterations: int, seeds: int, cases: int, held_out: int, initial_lr: float, fusion: str, closed: bool) -> None:
+def main(
+    iterations: int, seeds: int, cases: int, held_out: int, initial_lr: float, fusion: Fusion, closed: bool
+) -> None:
     torch.set_num_threads(1)
     phantoms = make_phantoms(cases + held_out)
     training, test = phantoms[:cases], phantoms[cases:]

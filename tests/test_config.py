@@ -1,7 +1,9 @@
-import dataclasses
+import copy
 import json
+import pickle
 
 import pytest
+from pydantic import ValidationError
 
 from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config, parse_assignments
 from nnunet_autosam2.errors import ConfigurationError
@@ -25,8 +27,22 @@ def test_json_round_trip():
 
 
 def test_is_immutable():
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValidationError, match="frozen"):
         AutoSAM2Config().slice_fraction = 1.0
+
+
+def test_copies_and_pickles_are_equal_and_serve_as_keys():
+    config = AutoSAM2Config(slice_fraction=0.6, class_weights=(1, 2))
+    for same in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), config.updated({"class_weights": [1, 2]})):
+        assert same == config
+        assert {config: "found"}[same] == "found"
+    assert config.updated({"slice_fraction": 0.3}) != config
+
+
+def test_json_writes_whole_numbers_as_it_likes():
+    config = AutoSAM2Config.from_dict({"num_epochs": 5.0, "slice_fraction": 1, "rgb_channels": [2.0, 1, 0]})
+    assert (config.num_epochs, config.slice_fraction, config.rgb_channels) == (5, 1.0, (2, 1, 0))
+    assert json.dumps(config.to_dict()).count(".0, ") == 3  # slice_fraction and the weights of the two other losses
 
 
 @pytest.mark.parametrize("model", SAM2_MODELS)
@@ -86,6 +102,35 @@ def test_impossible_values_are_named(key, value):
     assert len(message) < 1000
 
 
+@pytest.mark.parametrize(
+    ("values", "allowed"),
+    [
+        ({"slice_fraction": 1.5}, "1.5 is not possible: it has to be a number from 0 to 1."),
+        ({"num_positive_points": -1}, "-1 is not possible: it has to be a whole number from 0 to 1000."),
+        ({"num_epochs": 0.5}, "0.5 is not possible: it has to be null or a whole number of 1 or more."),
+        ({"initial_lr": 0.0}, "0.0 is not possible: it has to be a number above 0."),
+        ({"fusion": "learned"}, "'learned' is not possible: it has to be one of fixed, gated."),
+        ({"sam2_image_size": 500}, "500 is not possible: it has to be a multiple of 32 from 64 to 4096."),
+        ({"sam2_checkpoint": ""}, "'' is not possible: it has to be a file, auto or random."),
+        ({"enable_sam2": 1}, "1 is not possible: it has to be true or false."),
+        (
+            {"class_weights": [0, 0]},
+            "[0, 0] is not possible: it has to be null or a list of numbers of 0 or more, one of them above 0.",
+        ),
+        (
+            {"rgb_channels": [0, 1]},
+            "[0, 1] is not possible: it has to be null or 3 whole numbers of 0 or more.",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_allowed_is_said(values, allowed):
+    (key,) = values
+    with pytest.raises(ConfigurationError) as error:
+        AutoSAM2Config(**values)
+    assert str(error.value) == f"{key} = {allowed}"
+
+
 @pytest.mark.parametrize("slice_fraction", [0, 0.3, 0.6, 1])
 def test_any_fraction_from_0_to_1(slice_fraction):
     config = AutoSAM2Config(slice_fraction=slice_fraction)
@@ -106,8 +151,14 @@ def test_loss_needs_a_term():
 def test_a_unet_that_nothing_would_train_is_refused():
     with pytest.raises(ConfigurationError, match="unet_loss_weight = 0 leaves nothing that trains the UNet"):
         AutoSAM2Config(unet_loss_weight=0)
-    for changes in ({"joint_training": True}, {"enable_sam2": False}, {"enable_unet_decoder": False}):
-        assert AutoSAM2Config(unet_loss_weight=0, **changes).unet_loss_weight == 0
+    for key, value in (("joint_training", True), ("enable_sam2", False), ("enable_unet_decoder", False)):
+        assert AutoSAM2Config.from_dict({"unet_loss_weight": 0, key: value}).unet_loss_weight == 0
+
+
+def test_a_backbone_checkpoint_needs_the_backbone_of_the_plans():
+    with pytest.raises(ConfigurationError, match="a file or auto with backbone = plans"):
+        AutoSAM2Config(backbone_checkpoint="auto")
+    assert AutoSAM2Config(backbone="plans", backbone_checkpoint="auto").backbone_checkpoint == "auto"
 
 
 def test_unknown_keys_are_errors_and_the_nearest_is_named():
@@ -115,6 +166,8 @@ def test_unknown_keys_are_errors_and_the_nearest_is_named():
         AutoSAM2Config.from_dict({"slice_fractoin": 0.5})
     with pytest.raises(ConfigurationError, match="Known keys: slice_fraction, "):
         AutoSAM2Config.from_dict({"xyz": 1})
+    with pytest.raises(ConfigurationError, match="Did you mean fusion"):
+        AutoSAM2Config.from_dict({"slice_fraction": 7, "fusoin": 1})
 
 
 @pytest.mark.parametrize("block", [None, 3, ["slice_fraction"], "slice_fraction"])

@@ -9,13 +9,14 @@ import subprocess
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 
 from nnunet_autosam2 import AutoSAM2, trainers
 from nnunet_autosam2.cli.main import COMMANDS, main
-from nnunet_autosam2.config import CHOICES, AutoSAM2Config
+from nnunet_autosam2.config import AutoSAM2Config, Tuning
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -135,7 +136,7 @@ def tuning_table() -> dict[str, dict[str, int]]:
     }
 
 
-@pytest.mark.parametrize("tuning", CHOICES["sam2_tuning"])
+@pytest.mark.parametrize("tuning", get_args(Tuning))
 def test_table_of_what_trains(tuning: str) -> None:
     *rows, (_, everything) = (
         (re.findall(r"`(.+?)`", names), counts[tuning]) for names, counts in tuning_table().items()

@@ -17,6 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_autosam2.architectures.sam2.weights import expanded
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config, parse_assignments
 from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.parameter_table import parameters
 from nnunet_autosam2.support.dataset_json import read_dataset_json
 from nnunet_autosam2.support.plans import find_plans, read_plans, require_configuration
 from nnunet_autosam2.support.staging import replace_file
@@ -26,7 +27,21 @@ MIN_FEATURE_MAP_SIZE = 4  # as nnU-Net's planner
 MIN_STAGES = 3  # nnU-Net's deep supervision gives the coarsest output no weight, so there have to be two
 
 
+class ListsParameters(click.Command):
+    """A command whose help ends with all parameters of AutoSAM2."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        rows = [
+            (each.key, f"{each.meaning} [{each.values}; default: {each.default}]".replace("`", ""))
+            for each in parameters()
+        ]
+        with formatter.section("Parameters of AutoSAM2"):
+            formatter.write_dl(rows)
+
+
 @click.command(
+    cls=ListsParameters,
     short_help="Add a configuration to the plans of a dataset.",
     epilog="Example: autosam2 configure 21 --name 3d_fullres_60 slice_fraction=0.6 fusion=fixed",
 )
@@ -52,8 +67,8 @@ def command(
 ) -> None:
     """Add a configuration to the plans of DATASET (ID or name) that inherits from another one.
 
-    Parameters of AutoSAM2 are given as KEY=VALUE. The options change what nnU-Net planned: a smaller patch
-    and fewer features for a smaller machine.
+    Parameters of AutoSAM2, listed below, are given as KEY=VALUE. The options change what nnU-Net planned: a smaller
+    patch and fewer features for a smaller machine.
     """
     for option, value in (
         ("--batch-size", batch_size),

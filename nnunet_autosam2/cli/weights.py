@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from nnunet_autosam2.architectures.sam2 import weights
-from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config, parse_assignments
+from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config, SAM2Model, parse_assignments
 from nnunet_autosam2.errors import WeightsError
 from nnunet_autosam2.support.columns import aligned
 
 if TYPE_CHECKING:
     from torch import nn
 
-DEFAULT = AutoSAM2Config.sam2_model
+DEFAULT = AutoSAM2Config().sam2_model
 
 
 @click.group(short_help="List, get, verify and find the weights of SAM2.")
@@ -42,7 +42,7 @@ def get(model: str) -> None:
     It goes into the model hub's local cache, where a training finds it; its path is printed. MODEL is a name from
     `autosam2 weights list`, by default the one that a training uses by default.
     """
-    config = AutoSAM2Config(sam2_model=model)
+    config = AutoSAM2Config.from_dict({"sam2_model": model})
     path = weights.cached(model)
     if path:
         click.echo(f"{model} is in the {weights.ORIGINS['cache']} already.", err=True)
@@ -59,7 +59,7 @@ def verify(file: Path | None, model: str | None) -> None:
     model. Without FILE, what `autosam2 weights where` finds is checked against NAME or the default model.
     """
     if file is None or model:
-        config = AutoSAM2Config(sam2_model=model or DEFAULT)
+        config = AutoSAM2Config.from_dict({"sam2_model": model or DEFAULT})
         model = config.sam2_model
         file = file or weights.find_file(config)[0]
     state, remark = weights.read_layout(file)
@@ -71,11 +71,12 @@ def verify(file: Path | None, model: str | None) -> None:
         )
     from nnunet_autosam2.architectures.sam2.model import SAM2
 
-    sam2 = SAM2.build(model, AutoSAM2Config.sam2_image_size)
+    image_size = AutoSAM2Config().sam2_image_size
+    sam2 = SAM2.build(model, image_size)
     weights.load_into(sam2, state, file)
     memory = "SAM2's memory for videos is not in it, which propagation=memory needs."
     if any(_is_memory(name) for name in state):
-        whole = SAM2.build(model, AutoSAM2Config.sam2_image_size, memory=True)
+        whole = SAM2.build(model, image_size, memory=True)
         try:
             weights.load_into(whole, state, file)
         except WeightsError as error:
@@ -106,13 +107,13 @@ def where(assignments: tuple[str, ...], model: str | None) -> None:
     click.echo(f"From: {origin}", err=True)
 
 
-def _row(model: str) -> tuple[str, str, str, str, str]:
+def _row(model: SAM2Model) -> tuple[str, str, str, str, str]:
     repository, filename = weights.hub_file(model)
     millions = weights.MILLION_PARAMETERS[model.partition("-hiera-")[2]]
     return model, filename, repository, f"{millions} M", _where(model)
 
 
-def _where(model: str) -> str:
+def _where(model: SAM2Model) -> str:
     try:
         source = weights.find(AutoSAM2Config(sam2_model=model))
     except WeightsError:

@@ -13,7 +13,7 @@ from nnunet_autosam2.architectures.propagation import propagate
 from nnunet_autosam2.architectures.reconstruction import VolumeMasks, locate
 from nnunet_autosam2.architectures.sam2.branch import Answers, SAM2Branch
 from nnunet_autosam2.architectures.sam2.weights import VIDEO_MEMORY, load_into
-from nnunet_autosam2.config import AutoSAM2Config
+from nnunet_autosam2.config import AutoSAM2Config, SAM2Model
 
 SIZE = 64
 DEPTH, REGIONS, BATCH = 12, 2, 2
@@ -36,7 +36,7 @@ def make_whole(model: str) -> SAM2Base:
     return whole
 
 
-def make_branch(model: str, whole: SAM2Base) -> SAM2Branch:
+def make_branch(model: SAM2Model, whole: SAM2Base) -> SAM2Branch:
     config = AutoSAM2Config(
         sam2_model=model, sam2_image_size=SIZE, sam2_precision="float32", propagation="memory", sam2_chunk_size=3
     )

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.cli.configure import refit_architecture
 from nnunet_autosam2.cli.main import main
+from nnunet_autosam2.config import AutoSAM2Config
 
 DATASET = "Dataset007_Tiny"
 SHAPE = (64, 80, 72)
@@ -224,6 +226,16 @@ def test_a_named_file_has_to_be_there_and_is_stored_with_its_whole_path(dataset,
         assert result.output.startswith(f"Error: {key} = ")
         assert result.output.count("\n") == 1
     assert (dataset / f"{PLAIN}.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_help_lists_every_parameter_within_the_width(width):
+    result = CliRunner().invoke(main, ["configure", "--help"], terminal_width=width)
+    assert result.exit_code == 0
+    listed = result.output.split("Parameters of AutoSAM2:\n")[1]
+    assert re.findall(r"^  (\w+)  ", listed, re.MULTILINE) == list(AutoSAM2Config.model_fields)
+    assert max(map(len, result.output.splitlines())) <= width
+    assert "[a whole number from 1 to 1024; default: 8]" in " ".join(listed.split())
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"configurations": 3}'])

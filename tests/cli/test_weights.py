@@ -261,7 +261,7 @@ def accepted(file: Path, *options: str) -> str:
     run = weights_here("verify", file, *options)
     assert run.exit_code == 0, run.output
     model = options[-1] if options else "sam2.1-hiera-tiny"
-    read = AutoSAM2Config(sam2_model=model, sam2_checkpoint=str(file), sam2_image_size=64)
+    read = AutoSAM2Config(sam2_checkpoint=str(file), sam2_image_size=64).updated({"sam2_model": model})
     AutoSAM2(num_classes=2, config=read).load_sam2_weights()
     return run.stdout
 

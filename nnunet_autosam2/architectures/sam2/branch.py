@@ -49,7 +49,7 @@ class SAM2Branch(nn.Module):
         self.bridge = Bridge(middle_channels, num_regions, self.sam2.sam_image_embedding_size)
         self.encoder_trains = config.sam2_tuning in ENCODER_TRAINS
         self.mri_to_rgb.requires_grad_(self.encoder_trains)
-        self.precision = config.sam2_precision
+        self.precision: str = config.sam2_precision
         size, size_on_gpu = config.slices_at_once
         self.encoder_chunks = Chunked(size, "image encoder", recompute=not self.encoder_trains, size_on_gpu=size_on_gpu)
         self.decoder_chunks = Chunked(size, "mask decoder", size_on_gpu=size_on_gpu)

@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -149,7 +147,7 @@ def test_mask_prompt_is_sam2s_own_of_the_unets_logits(branch, inputs):
     """Where a region is on the slice; where it is not, SAM2 gets none."""
     slices, features, probabilities, config = inputs
     probabilities[0, 1] = 0.01
-    with_masks = branch(slices, features, probabilities, dataclasses.replace(config, mask_prompt=True)).masks
+    with_masks = branch(slices, features, probabilities, config.updated({"mask_prompt": True})).masks
     without = branch(*inputs).masks
     encoder, dense = branch.sam2.sam_prompt_encoder, branch.bridge(features)
     for n, r in np.ndindex(N, R):
@@ -176,7 +174,7 @@ def no_mask(branch: SAM2Branch) -> torch.Tensor:
 @pytest.mark.parametrize("without", ["box_prompt", "points"])
 def test_kinds_of_prompts_can_be_switched_off(branch, inputs, without):
     off = {"box_prompt": False} if without == "box_prompt" else {"num_positive_points": 0, "num_negative_points": 0}
-    masks = branch(*inputs[:3], dataclasses.replace(inputs[3], **off)).masks
+    masks = branch(*inputs[:3], inputs[3].updated(off)).masks
     kinds = set(masks.labels.unique().tolist())
     assert kinds == ({-1, 0, 1} if without == "box_prompt" else {2, 3})
     assert not torch.allclose(masks.logits, branch(*inputs).masks.logits, atol=1e-4)

@@ -62,7 +62,7 @@ class Pair:
         images = make_images(num_images)
         self.predictor = SAM2ImagePredictor(whole)
         self.predictor.set_image_batch(list(images))
-        config = AutoSAM2Config(sam2_model=TINY, sam2_image_size=64, sam2_precision="float32", sam2_tuning="frozen")
+        config = AutoSAM2Config(sam2_image_size=64, sam2_precision="float32", sam2_tuning="frozen")
         self.branch = SAM2Branch(in_channels=3, middle_channels=32, num_regions=1, config=config).eval()
         self.branch.sam2 = ours
         self.branch.bridge.embedding_size = ours.sam_image_embedding_size
