@@ -19,14 +19,16 @@ from typing import Any, NamedTuple, get_args
 import click
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
 
 from nnunet_autosam2 import AutoSAM2, AutoSAM2Config
-from nnunet_autosam2.architectures.autosam2 import take_slices
 from nnunet_autosam2.architectures.fusion import GatedFusion
-from nnunet_autosam2.architectures.sam2.branch import SliceMasks
+from nnunet_autosam2.architectures.masks import SampleMasks, SliceMasks, VolumeMasks
+from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, Prompts
+from nnunet_autosam2.architectures.sam2.volume import segment_volume
+from nnunet_autosam2.architectures.unet import UNetOutput
 from nnunet_autosam2.config import Fusion
 from nnunet_autosam2.dataset_conversion.phantom import MODALITIES, PhantomCase, make_case
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS
@@ -87,12 +89,6 @@ class Prediction(NamedTuple):
     """[D], SAM2 was asked about this slice"""
 
 
-class Answers(NamedTuple):
-    """What AutoSAM2 uses of its SAM2 branch's."""
-
-    masks: SliceMasks
-
-
 class StandIn(AutoSAM2):
     """AutoSAM2 with `masks` in the place of SAM2's, or without SAM2. Set `truth` [B, 3, D, H, W] before each call."""
 
@@ -104,22 +100,35 @@ class StandIn(AutoSAM2):
         self.masks = masks
         self.processed = torch.zeros(1, 0, dtype=torch.bool)
 
-    def _worth_asking(self, foreground: Tensor, slices: Tensor) -> Tensor:
-        prompted = super()._worth_asking(foreground, slices)
-        self.processed = foreground.new_zeros(foreground[:, 0, :, 0, 0].shape, dtype=torch.bool).scatter(
-            1, slices, prompted
-        )
-        self.truth_of_asked = take_slices(self._pad(self.truth), slices)[prompted.flatten()]
-        return prompted
-
-    def _branch(self) -> Any:
-        return self._answer
-
-    def _answer(self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config) -> Answers:
+    def _segment_with_sam2(
+        self, volume: Tensor, unet: UNetOutput, foreground: Tensor, size: Sequence[int]
+    ) -> tuple[SampleMasks, VolumeMasks]:
         assert self.masks is not None
-        answers = self._unprompted(probabilities)._replace(logits=self.masks(self.truth_of_asked))
-        iou, score = answers.predicted_iou, answers.object_score
-        return Answers(answers._replace(predicted_iou=torch.rand_like(iou), object_score=torch.randn_like(score)))
+        branch: Any = StandInBranch(self.masks).train(self.training)
+        with_truth = torch.cat([volume, self._padded(self.truth)], dim=1)
+        masks, volume_masks = segment_volume(branch, with_truth, unet, foreground, size, self.config, track=False)
+        self.processed = torch.zeros(len(volume), size[0], dtype=torch.bool).scatter(1, masks.slices, masks.prompted)
+        return masks, volume_masks
+
+
+class StandInBranch(nn.Module):
+    """Answers like SAM2Branch, with scores at random and `masks` of the truth, the last channels of the slices."""
+
+    def __init__(self, masks: Masks) -> None:
+        super().__init__()
+        self.masks = masks
+
+    def forward(
+        self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config
+    ) -> tuple[SliceMasks, Prompts, None]:
+        truth, scores = slices[:, -len(REGIONS) :], slices.new_empty(len(slices), len(REGIONS))
+        masks = SliceMasks(self.masks(truth), torch.rand_like(scores), torch.randn_like(scores), scores[..., None])
+        count = NUM_CORNERS + config.num_positive_points + config.num_negative_points
+        labels = torch.full((*scores.shape, count), NOT_A_POINT, dtype=torch.int32)
+        return masks, Prompts(scores.new_zeros(*labels.shape, 2), labels), None
+
+    def require_weights(self, config: AutoSAM2Config) -> None:
+        """Needs none."""
 
 
 @click.command()

@@ -1,5 +1,7 @@
 """Blending the UNet's and SAM2's predictions, as probabilities, into logits again."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.log_odds import one_versus_rest
+from nnunet_autosam2.architectures.masks import VolumeMasks
 from nnunet_autosam2.architectures.seg_layers import HasSegLayers
 
 CLOSEST_BLEND = 1e-3
 """A learned gate starts at least this far from 0 and 1, where its gradient would vanish."""
-PACE = 40
+GATE_LR_MULTIPLIER = 40
 """A gate has eight numbers a class and has to follow how good both networks are by now: it learns this much faster."""
 
 
@@ -24,6 +27,16 @@ class Reliability(NamedTuple):
     object_probability: Tensor
     nearness: Tensor
     """1 on a slice that SAM2 has seen, 1 / (1 + distance) elsewhere"""
+
+    @classmethod
+    def of(cls, masks: VolumeMasks, region_based: bool) -> Reliability:
+        """Each region's scores; a background gets the regions' mean."""
+        predicted_iou, presence = masks.predicted_iou, masks.presence
+        if not region_based:
+            predicted_iou, presence = (
+                torch.cat([score.mean(1, keepdim=True), score], dim=1) for score in (predicted_iou, presence)
+            )
+        return cls(predicted_iou, presence, 1 / (1 + masks.distance[:, None]))
 
 
 def blend(unet: Tensor, sam2: Tensor, log_weight: Tensor, log_rest: Tensor, region_based: bool) -> Tensor:
@@ -43,43 +56,72 @@ def blend(unet: Tensor, sam2: Tensor, log_weight: Tensor, log_rest: Tensor, regi
 
 
 class Fused(NamedTuple):
-    """What a fusion says, and who said it."""
+    """The output of a fusion, what SAM2 has said and how much it counted."""
 
     logits: Tensor
     """[B, C, D, H, W]"""
+    sam2: Tensor
+    """[B, C, D, H, W], SAM2's logits where its masks reach, the UNet's elsewhere"""
     sam2_weight: Tensor
-    """SAM2's share, of the same shape"""
+    """[B, C, D, H, W], of SAM2 in the fusion"""
+    covered: Tensor
+    """[B, 1, D, 1, 1], False where SAM2's masks do not reach and the weight is of no consequence"""
 
 
-class FixedFusion(nn.Module):
-    """One weight a class, as in the original AutoSAM2."""
+def with_background(regions: Tensor, region_based: bool) -> Tensor:
+    """[B, R, ...] of the regions → [B, C, ...]: exclusive labels get a background of constant logit 0 in front."""
+    return regions if region_based else F.pad(regions, (0, 0) * (regions.ndim - 2) + (1, 0))
 
-    def forward(
-        self,
-        unet: Tensor,
-        sam2: Tensor,
-        reliability: Reliability,
-        blends: Sequence[float],
-        region_based: bool,
-        gate_learns: bool = False,
-    ) -> Fused:
+
+def sam2_alone(unet: Tensor, masks: VolumeMasks, region_based: bool) -> Tensor:
+    """SAM2's logits [B, C, D, H, W] in float32, and the UNet's where its masks do not reach."""
+    sam2 = with_background(masks.logits.float(), region_based)
+    return torch.where(masks.covered[:, None, :, None, None], sam2, unet.float())
+
+
+class Fusion(nn.Module):
+    """A weighted mean of the UNet's and SAM2's probabilities; the UNet alone where SAM2's masks do not reach."""
+
+    deep_supervision = False
+    """True: the loss sees every output, and a learned gate has its own term there. False: the logits teach it."""
+
+    def forward(self, unet: Tensor, masks: VolumeMasks, blends: Sequence[float], region_based: bool) -> Fused:
         """
         Args:
-            unet, sam2: logits [B, C, D, H, W].
-            blends: the UNet's weight in each of C classes.
-            gate_learns: whether the logits pass a gradient to a learned gate.
+            unet: logits [B, C, D, H, W].
+            blends: the UNet's weight in each of C classes, where a learned gate starts.
+            region_based: regions and a sigmoid, or exclusive labels and a softmax.
         """
+        with torch.autocast(unet.device.type, enabled=False):
+            unet, sam2 = unet.float(), sam2_alone(unet, masks, region_based)
+            reliability = Reliability.of(masks, region_based)
+            logits, sam2_weight = self.weigh(unet, sam2, reliability, blends, region_based)
+            covered = masks.covered[:, None, :, None, None]
+            return Fused(torch.where(covered, logits, unet), sam2, sam2_weight, covered)
+
+    def weigh(
+        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, C, D, H, W] of UNet and SAM2 → those of both, and SAM2's weight in them, of the same shape."""
+        raise NotImplementedError
+
+
+class FixedFusion(Fusion):
+    """One weight a class, as in the original AutoSAM2."""
+
+    def weigh(
+        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+    ) -> tuple[Tensor, Tensor]:
         weight = _per_class(unet, blends)
-        logits = blend(unet, sam2, weight.log(), (1 - weight).log(), region_based)
-        return Fused(logits, (1 - weight).expand_as(unet))
+        return blend(unet, sam2, weight.log(), (1 - weight).log(), region_based), (1 - weight).expand_as(unet)
 
 
-class GatedFusion(HasSegLayers):
+class GatedFusion(HasSegLayers, Fusion):
     """A weight for each class and voxel, learned from what both networks say and how reliable SAM2 is there.
 
     The gate is linear in its inputs and starts with zero weights: it starts at the blends exactly, and every one of
-    its weights learns from the first step on. It learns from `sam2_weight` alone, by the loss's `gate_loss`, unless
-    the fused logits are all that a loss gets to see.
+    its weights learns from the first step on. Under deep supervision it learns from `sam2_weight` alone, by the
+    loss's `gate_loss`; otherwise from the fused logits, which are then all that a loss gets to see.
 
     Args:
         num_classes: C.
@@ -97,28 +139,21 @@ class GatedFusion(HasSegLayers):
         )
         self.closed = closed
 
-    def forward(
-        self,
-        unet: Tensor,
-        sam2: Tensor,
-        reliability: Reliability,
-        blends: Sequence[float],
-        region_based: bool,
-        gate_learns: bool = False,
-    ) -> Fused:
-        """As FixedFusion; the blends are where the gate starts."""
+    def weigh(
+        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+    ) -> tuple[Tensor, Tensor]:
         gate = self.gate(unet, sam2, reliability, blends, region_based)
-        weight, used = torch.sigmoid(-gate), gate if gate_learns else gate.detach()
+        weight, used = torch.sigmoid(-gate), gate.detach() if self.deep_supervision else gate
         blended = blend(unet, sam2, F.logsigmoid(used), F.logsigmoid(-used), region_based)
         if not self.closed:
-            return Fused(blended, weight)
+            return blended, weight
         opening = self._open()
         change = blended - (unet if region_based else unet.log_softmax(1))
-        logits = unet + (opening if gate_learns else opening.detach()) * change
-        return Fused(logits, opening * weight)
+        logits = unet + (opening.detach() if self.deep_supervision else opening) * change
+        return logits, opening * weight
 
     def _open(self) -> Tensor:
-        return _Bounded.apply(PACE * self.opening.view(1, -1, 1, 1, 1))
+        return _Bounded.apply(GATE_LR_MULTIPLIER * self.opening.view(1, -1, 1, 1, 1))
 
     def gate(
         self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
@@ -130,10 +165,10 @@ class GatedFusion(HasSegLayers):
             learned = learned + (weight[:, None] * score.detach())[..., None, None]
         u, m = (x.detach() if region_based else one_versus_rest(x.detach()) for x in (unet, sam2))
         for weight, opinion in zip(
-            self.opinion_weight, (_vote(u), _vote(m), _certainty(u), _certainty(m)), strict=True
+            self.opinion_weight, (_opinion(u), _opinion(m), _certainty(u), _certainty(m)), strict=True
         ):
             learned = learned + weight.view(-1, 1, 1, 1) * opinion
-        return start + PACE * learned
+        return start + GATE_LR_MULTIPLIER * learned
 
 
 class _Bounded(torch.autograd.Function):
@@ -155,7 +190,8 @@ def _per_class(logits: Tensor, blends: Sequence[float]) -> Tensor:
     return logits.new_tensor(blends).view(1, -1, 1, 1, 1)
 
 
-def _vote(logits: Tensor) -> Tensor:
+def _opinion(logits: Tensor) -> Tensor:
+    """-1 to 1, for the class or against it."""
     return torch.tanh(logits / 4)
 
 

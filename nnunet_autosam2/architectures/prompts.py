@@ -17,12 +17,12 @@ RING_GAP, RING_WIDTH = 2, 6
 
 
 class Prompts(NamedTuple):
-    """M masks to ask for, each with the same number of prompts; missing ones carry the label NOT_A_POINT."""
+    """Prompts for masks, each with the same number of them; missing ones carry the label NOT_A_POINT."""
 
     points: Tensor
-    """[M, NUM_CORNERS + P + N, 2]: two corners of the box, positives, negatives; (x, y) in pixels of the slice"""
+    """[..., NUM_CORNERS + P + N, 2]: two corners of the box, positives, negatives; (x, y) in pixels of the slice"""
     labels: Tensor
-    """[M, NUM_CORNERS + P + N], SAM's labels"""
+    """[..., NUM_CORNERS + P + N], SAM's labels"""
 
 
 @torch.no_grad()

@@ -1,13 +1,12 @@
 """From 2D masks back to a volume."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.outputs import SliceMasks
+from nnunet_autosam2.architectures.masks import SampleMasks, VolumeMasks
 
 
 class SlicePositions(NamedTuple):
@@ -16,7 +15,7 @@ class SlicePositions(NamedTuple):
     weights: Tensor
     """[B, D, K], linear interpolation between the nearest selected slices; rows sum to 1"""
     covered: Tensor
-    """[B, D], False beyond the outermost selected slices, and where none of the nearest was shown to SAM2"""
+    """[B, D], False beyond the outermost selected slices, and where neither of the nearest was prompted"""
     distance: Tensor
     """[B, D], slices to the nearest selected one"""
     nearest: Tensor
@@ -25,37 +24,12 @@ class SlicePositions(NamedTuple):
     """[B, D], position of the nearest selected one on the other side"""
 
 
-class VolumeMasks(NamedTuple):
-    """SAM2's masks and their scores on every slice."""
-
-    logits: Tensor
-    """[B, R, D, H, W]"""
-    predicted_iou: Tensor
-    """[B, R, D], 0 to 1"""
-    presence: Tensor
-    """[B, R, D], probability that the region is on the slice"""
-    covered: Tensor
-    """[B, D], where the masks count, as of SlicePositions"""
-    distance: Tensor
-    """[B, D], slices to the nearest selected one"""
-
-    def cropped(self, size: Sequence[int]) -> "VolumeMasks":
-        """To the first `size` voxels along D, H, W."""
-        scores = (values[..., : size[0]] for values in self[1:])
-        return VolumeMasks(cropped(self.logits, size), *scores)
-
-    def mirrored(self, axes: Sequence[int]) -> "VolumeMasks":
-        """Of the volume that is mirrored along `axes` of [B, C, D, H, W]."""
-        scores = (values.flip(-1) if 2 in axes else values for values in self[1:])
-        return VolumeMasks(self.logits.flip(tuple(axes)), *scores)
-
-
-def locate(slices: Tensor, prompted: Tensor, depth: int) -> SlicePositions:
+def locate_slices(slices: Tensor, prompted: Tensor, depth: int) -> SlicePositions:
     """The position of every one of `depth` slices among the selected ones.
 
     Args:
         slices: [B, K], ascending.
-        prompted: [B, K], which of them SAM2 was asked about.
+        prompted: [B, K], which of them SAM2 was prompted on.
     """
     batch, count = slices.shape
     every = torch.arange(depth, device=slices.device).expand(batch, depth).contiguous()
@@ -78,13 +52,8 @@ def interpolate(values: Tensor, positions: SlicePositions) -> Tensor:
         return torch.einsum("bdk,brk...->brd...", positions.weights.to(dtype), values.to(dtype))
 
 
-def reconstruct(masks: SliceMasks, positions: SlicePositions) -> VolumeMasks:
-    """Masks [B, R, K, ...] and their scores, interpolated to all slices."""
+def reconstruct(masks: SampleMasks, positions: SlicePositions) -> VolumeMasks:
+    """Masks and their scores, interpolated to all slices."""
     values = (masks.logits, masks.predicted_iou, masks.object_score.sigmoid())
     logits, predicted_iou, presence = (interpolate(value, positions) for value in values)
     return VolumeMasks(logits, predicted_iou, presence, positions.covered, positions.distance)
-
-
-def cropped(volume: Tensor, size: Sequence[int]) -> Tensor:
-    """To the first `size` voxels along D, H, W; the same tensor where these are all."""
-    return volume if volume.shape[2:] == tuple(size) else volume[..., : size[0], : size[1], : size[2]]

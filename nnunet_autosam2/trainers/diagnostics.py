@@ -1,4 +1,4 @@
-"""How a hybrid's halves do, epoch by epoch: pseudo Dice of UNet, SAM2 and their fusion, and SAM2's weight in it."""
+"""How a hybrid does, epoch by epoch: pseudo Dice of UNet, SAM2 and their fusion, and SAM2's weight in it."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from nnunet_autosam2.architectures.log_odds import decisions
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.support.staging import replaced_file, set_aside
 
-HALVES = ("UNet", "SAM2", "fused")
+OUTPUTS = ("UNet", "SAM2", "fused")
 COUNTED = ("UNet", "SAM2", "SAM2's weight")
 PATIENCE = 10
 """Epochs with the fusion below the UNet alone before a warning"""
 
 
-def counts_of_halves(
+def confusion_counts(
     output: AutoSAM2Output, truth: Tensor, counted: Tensor, region_based: bool
 ) -> dict[str, np.ndarray]:
     """For each of COUNTED: [3, C], true and false positives and false negatives, of its hard prediction; [C] for the
-    weight. Empty where a half is missing.
+    weight. Empty where UNet or SAM2 is missing.
 
     Args:
         truth, counted: 0 or 1, [B, C, D, H, W] and [B, 1, D, H, W].
     """
-    if output.shares is None:
+    if output.fused is None:
         return {}
-    weight, reached = output.shares.sam2_weight, output.shares.covered
+    weight, reached = output.fused.sam2_weight, output.fused.covered
     mean = (weight * reached).sum((0, 2, 3, 4)) / reached.expand_as(weight).sum((0, 2, 3, 4)).clamp(min=1)
     result = {"SAM2's weight": mean.cpu().numpy()}
-    for half, logits in (("UNet", output.unet[0]), ("SAM2", output.shares.sam2)):
+    for name, logits in (("UNet", output.unet[0]), ("SAM2", output.fused.sam2)):
         predicted = decisions(logits, region_based)
         true, counts = truth.bool(), counted.bool()
         parts = (predicted & true & counts, predicted & ~true & counts, ~predicted & true & counts)
-        result[half] = torch.stack([part.sum((0, 2, 3, 4)) for part in parts]).cpu().numpy()
+        result[name] = torch.stack([part.sum((0, 2, 3, 4)) for part in parts]).cpu().numpy()
     return result
 
 
@@ -55,7 +55,7 @@ class HybridProgress:
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         self.table, self.picture = folder / "autosam2_progress.csv", folder / "autosam2_progress.png"
         self.classes = list(classes)
-        self.columns = ["epoch", *(f"{what} {name}" for what in (*HALVES, "SAM2's weight") for name in self.classes)]
+        self.columns = ["epoch", *(f"{what} {name}" for what in (*OUTPUTS, "SAM2's weight") for name in self.classes)]
         self.rows: list[list[float]] = []
         if self.table.is_file():
             try:
@@ -69,17 +69,17 @@ class HybridProgress:
         """Writes both files; yields lines for the log.
 
         Args:
-            means: over batches, of what `counts_of_halves` returns.
+            means: over batches, of what `confusion_counts` returns.
             fused: Dice of the network's output in each foreground class.
         """
         foreground = slice(-len(self.classes), None)
         values: dict[str, Any] = {"fused": fused, "SAM2's weight": means["SAM2's weight"][foreground]}
-        for half in ("UNet", "SAM2"):
-            tp, fp, fn = means[half][:, foreground]
+        for name in ("UNet", "SAM2"):
+            tp, fp, fn = means[name][:, foreground]
             with np.errstate(invalid="ignore"):  # NaN, as for nnU-Net, where a class is nowhere
-                values[half] = 2 * tp / (2 * tp + fp + fn)
+                values[name] = 2 * tp / (2 * tp + fp + fn)
         self.rows = [row for row in self.rows if row[0] < epoch]
-        self.rows.append([epoch, *(float(value) for what in (*HALVES, "SAM2's weight") for value in values[what])])
+        self.rows.append([epoch, *(float(value) for what in (*OUTPUTS, "SAM2's weight") for value in values[what])])
         self._write()
         for what in ("UNet", "SAM2", "SAM2's weight"):
             name = what if what == "SAM2's weight" else f"Pseudo dice of {what} alone"
@@ -95,13 +95,13 @@ class HybridProgress:
             csv.writer(file).writerows([self.columns, *self.rows])
         self._draw()
 
-    def mean_dice(self, half: str) -> np.ndarray:
+    def mean_dice(self, output: str) -> np.ndarray:
         """Over the classes, one an epoch."""
-        return np.ma.masked_invalid(self._dice(half)).mean(axis=1).filled(np.nan)
+        return np.ma.masked_invalid(self._dice(output)).mean(axis=1).filled(np.nan)
 
-    def _dice(self, half: str) -> np.ndarray:
+    def _dice(self, output: str) -> np.ndarray:
         """[epochs, classes]"""
-        return np.array(self.rows)[:, [self.columns.index(f"{half} {name}") for name in self.classes]]
+        return np.array(self.rows)[:, [self.columns.index(f"{output} {name}") for name in self.classes]]
 
     @property
     def fusion_harms(self) -> bool:
@@ -114,8 +114,8 @@ class HybridProgress:
         figure = Figure(figsize=(9, 7), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
         values = np.array(self.rows)
-        for half in HALVES:
-            upper.plot(values[:, 0], self.mean_dice(half), label=half)
+        for output in OUTPUTS:
+            upper.plot(values[:, 0], self.mean_dice(output), label=output)
         upper.set(ylabel="pseudo Dice, mean over classes", ylim=(0, 1))
         for name in self.classes:
             lower.plot(values[:, 0], values[:, self.columns.index(f"SAM2's weight {name}")], label=name)

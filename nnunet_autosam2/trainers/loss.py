@@ -10,8 +10,10 @@ from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.fusion import Fused, with_background
 from nnunet_autosam2.architectures.log_odds import decisions, one_versus_rest
-from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Shares
+from nnunet_autosam2.architectures.masks import SampleMasks
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
 
@@ -208,12 +210,10 @@ class AutoSAM2Loss(nn.Module):
             + self.unet_loss_weight * unet_loss
             + self.sam2_loss_weight * self.sam2(output.sam2, targets[0])
         )
-        if not self.gated or output.shares is None:
+        if not self.gated or output.fused is None:
             return loss
         truth, counted = self.segmentation.encode(targets[0])
-        return loss + gate_loss(
-            output.shares, output.unet[0], output.logits, truth, counted, self.segmentation.region_based
-        )
+        return loss + gate_loss(output.fused, output.unet[0], truth, counted, self.segmentation.region_based)
 
     def deep_supervision(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Weighted mean over scales; the weights halve with each, as in nnU-Net, and none is 0."""
@@ -224,15 +224,14 @@ class AutoSAM2Loss(nn.Module):
         ]
         return torch.stack(losses).sum() / sum(weights)
 
-    def sam2(self, masks: SAM2Masks, target: Tensor) -> Tensor:
-        """Of the masks, and of SAM2's two judgements of them, as in its own training."""
+    def sam2(self, masks: SampleMasks, target: Tensor) -> Tensor:
+        """Loss of the masks, and of SAM2's two judgements of them, as in its own training."""
         target = torch.take_along_dim(target, masks.slices[:, None, :, None, None], dim=2)
         truth, counted = self.segmentation.encode(target)
-        num_regions = masks.predicted_iou.shape[1]
-        logits, truth = masks.logits[:, -num_regions:], truth[:, -num_regions:]
+        truth = truth[:, -masks.logits.shape[1] :]
         return (
-            self.segmentation(masks.logits, target)
-            + IOU_WEIGHT * iou_loss(masks.predicted_iou, logits, truth, counted)
+            self.segmentation(with_background(masks.logits, self.segmentation.region_based), target)
+            + IOU_WEIGHT * iou_loss(masks.predicted_iou, masks.logits, truth, counted)
             + OBJECT_WEIGHT * object_loss(masks.object_score, truth, counted)
         )
 
@@ -279,27 +278,25 @@ def object_loss(object_score: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
     return weighted_mean(error, counted.amax((-2, -1)), dims=(1, 2)).mean()
 
 
-def gate_loss(
-    shares: Shares, unet: Tensor, fused: Tensor, truth: Tensor, counted: Tensor, region_based: bool
-) -> Tensor:
+def gate_loss(fused: Fused, unet: Tensor, truth: Tensor, counted: Tensor, region_based: bool) -> Tensor:
     """Brier score of SAM2's weight as the probability that SAM2 is right, over the voxels where UNet and SAM2 disagree.
 
     The segmentation loss would reward a gate for whoever is surer of itself, and no weight matters where both agree.
-    Each voxel counts by what it is worth to Dice (`worth_to_dice`). The mean over samples and channels of each one's
+    Each voxel counts by what an error costs in Dice (`cost_in_dice`). The mean over samples and channels of each one's
     mean: a patch with little in dispute, as one without a tumour, counts as much as any.
 
     Args:
-        unet, fused: logits `[B, C, D, H, W]`; neither they nor SAM2's get a gradient.
+        unet: logits `[B, C, D, H, W]`; no logits get a gradient.
         truth, counted: `[B, C, D, H, W]` and `[B, 1, D, H, W]`.
     """
-    sam2_decides = decisions(shares.sam2, region_based)
-    disputed = (sam2_decides != decisions(unet, region_based)) & (counted > 0) & shares.covered
-    error = (shares.sam2_weight - (sam2_decides == truth.bool()).float()).square()
-    worth = worth_to_dice(decisions(fused, region_based), truth, counted)
-    return weighted_mean(error, disputed * worth, dims=(2, 3, 4)).mean()
+    sam2_decides = decisions(fused.sam2, region_based)
+    disputed = (sam2_decides != decisions(unet, region_based)) & (counted > 0) & fused.covered
+    error = (fused.sam2_weight - (sam2_decides == truth.bool()).float()).square()
+    cost = cost_in_dice(decisions(fused.logits, region_based), truth, counted)
+    return weighted_mean(error, disputed * cost, dims=(2, 3, 4)).mean()
 
 
-def worth_to_dice(foreground: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+def cost_in_dice(foreground: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
     """What a voxel that is decided wrongly costs in Dice, up to a factor a sample and channel, in the shape of `truth`.
 
     With Dice 2I / T, a true voxel that is left out costs (2 - Dice) / T and a false one that is let in Dice / T: a

@@ -28,8 +28,9 @@ from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, TrainingEr
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
 from nnunet_autosam2.support.plans import read_plans
 from nnunet_autosam2.support.staging import remove_unfinished, replaced_file
+from nnunet_autosam2.trainers import test_time_augmentation
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
-from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, counts_of_halves
+from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, confusion_counts
 from nnunet_autosam2.trainers.early_stopping import EarlyStopping, defined_ema
 from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, LeftOutSteps
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
@@ -43,6 +44,8 @@ OUT_OF_MEMORY = (
     "`autosam2 configure`. The checkpoints are good."
 )
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+
+test_time_augmentation.install()
 
 
 class PatienceExhausted(Exception):
@@ -288,7 +291,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         with self.network.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)):
             result = super().validation_step(batch)
         truth, counted = self.loss.segmentation.encode(target.to(self.device, non_blocking=True))
-        return {**result, **counts_of_halves(outputs[0], truth, counted, self.label_manager.has_regions)}
+        return {**result, **confusion_counts(outputs[0], truth, counted, self.label_manager.has_regions)}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         super().on_validation_epoch_end(val_outputs)

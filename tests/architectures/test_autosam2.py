@@ -1,21 +1,18 @@
 import copy
-import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch.nn import functional as F
 
 from nnunet_autosam2 import AutoSAM2
-from nnunet_autosam2.architectures.autosam2 import take_slices
-from nnunet_autosam2.architectures.fusion import PACE, GatedFusion
+from nnunet_autosam2.architectures.fusion import GATE_LR_MULTIPLIER, GatedFusion
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
+from nnunet_autosam2.architectures.sam2.volume import take_slices
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.errors import ConfigurationError, WeightsError
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
@@ -402,7 +399,7 @@ def test_a_loss_of_the_logits_alone_trains_what_they_are_made_of(make_network, m
     network = make_network(region_based=region_based, **MODES[mode])
     if closed and mode == "hybrid":
         network.fusion = GatedFusion(3, closed=True)
-        torch.nn.init.constant_(network.fusion.opening, 0.5 / PACE)
+        torch.nn.init.constant_(network.fusion.opening, 0.5 / GATE_LR_MULTIPLIER)
     decided(network).train()
     logits, target = network(make_volume(2)), torch.randint(3, (2, *SIZE), generator=torch.Generator().manual_seed(3))
     F.cross_entropy(logits, target).backward()
@@ -500,47 +497,6 @@ def test_skipping_one_sample_leaves_the_other_alone(make_network):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
-MIRRORED = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
-
-
-def predict_with_mirroring(network: AutoSAM2, volume: torch.Tensor) -> torch.Tensor:
-    predictor = nnUNetPredictor(device=torch.device("cpu"))
-    predictor.network, predictor.allowed_mirroring_axes = network, (0, 1, 2)
-    return predictor._internal_maybe_mirror_and_predict(volume)
-
-
-@pytest.mark.parametrize(
-    ("region_based", "size", "propagation"),
-    [(True, SIZE, "linear"), (False, (15, 20, 25), "linear"), (True, (15, 20, 25), "memory")],
-    ids=["regions", "labels, padded", "memory, padded"],
-)
-def test_nnunets_mirrored_passes_ask_sam2_once(make_network, region_based, size, propagation):
-    network = make_network(slice_fraction=0.5, fusion="fixed", region_based=region_based, propagation=propagation)
-    network, volume = decided(network).eval(), make_volume(size=size)
-
-    def mirrored_passes() -> list[torch.Tensor]:
-        with torch.inference_mode():
-            return [network(volume.flip(axes)).flip(axes) for axes in MIRRORED]
-
-    with counted_slices(network) as seen:
-        passes = mirrored_passes()
-        predicted = predict_with_mirroring(network, volume)
-    with counted_slices(network) as seen_alone, torch.no_grad():
-        network(volume)
-    assert seen == 2 * seen_alone
-    torch.testing.assert_close(predicted, torch.stack(passes).mean(0), rtol=1e-4, atol=1e-4)
-
-    # The blend is one of probabilities, half and half where SAM2's masks reach.
-    network.set_mode(enable_sam2=False)
-    probability = torch.sigmoid if region_based else partial(torch.softmax, dim=1)
-    fused, unet = (list(map(probability, logits)) for logits in (passes, mirrored_passes()))
-    reaches = (fused[0] != unet[0]).flatten(3).any(3).any(1)[:, None, :, None, None]
-    assert reaches.any()
-    for fused_pass, unet_pass in zip(fused, unet, strict=True):
-        expected = torch.where(reaches, fused[0] + (unet_pass - unet[0]) / 2, unet_pass)
-        torch.testing.assert_close(fused_pass, expected, rtol=1e-4, atol=1e-4)
-
-
 def test_a_prediction_measures_no_kernels_for_its_slices(make_network, monkeypatch):
     """Their number differs from patch to patch; a training always has the same."""
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as nnU-Net sets it
@@ -550,44 +506,6 @@ def test_a_prediction_measures_no_kernels_for_its_slices(make_network, monkeypat
         network.train(trains)(make_volume(), torch.ones(1, 2, *SIZE))
     assert seen == [True, False]
     assert torch.backends.cudnn.benchmark
-
-
-@pytest.mark.parametrize(
-    "parameters", [{"sam2_mirroring": True}, {"enable_unet_decoder": False}], ids=["true", "SAM2 only"]
-)
-def test_with_sam2_mirroring_each_pass_asks(make_network, parameters):
-    network, volume = decided(make_network(**parameters)).eval(), make_volume()
-    predicted = predict_with_mirroring(network, volume)
-    with torch.no_grad():
-        passes = [network(volume.flip(axes)).flip(axes) for axes in MIRRORED]
-    torch.testing.assert_close(predicted, torch.stack(passes).mean(0), rtol=1e-4, atol=1e-4)
-
-
-def test_sam2_is_asked_about_all_but_mirror_images(make_network):
-    """And about these as well when anything else has changed, as with nnU-Net's folds, of which it loads the next."""
-    first, second = make_volume(), make_volume(batch=2)[1:]
-    network, other = (decided(make_network(seed=seed)).eval() for seed in (0, 1))
-
-    def check(volume, foreground=None):
-        fresh = AutoSAM2(3, 2, network.config).eval()
-        fresh.load_state_dict(network.state_dict())
-        torch.testing.assert_close(network(volume, foreground), fresh(volume, foreground), rtol=1e-4, atol=1e-4)
-
-    with torch.inference_mode():
-        for volume in (first, second, first, first, second.flip(3)):
-            check(volume)
-        foreground = torch.zeros(1, 2, *SIZE)
-        foreground[:, :, 3] = 1
-        network(first)
-        check(first.flip(2), foreground)
-        for change in (
-            lambda: network.set_mode(slice_fraction=0.6),
-            lambda: network.sam2_branch.sam2.sam_mask_decoder.mask_tokens.weight.neg_(),
-            lambda: network.load_state_dict(other.state_dict()),
-        ):
-            network(first)
-            change()
-            check(first.flip(2))
 
 
 @EVERY_MODE

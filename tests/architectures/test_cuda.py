@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nnunet_autosam2 import AutoSAM2
+from nnunet_autosam2.architectures.masks import SliceMasks
 from nnunet_autosam2.architectures.sam2.chunking import Chunked
-from nnunet_autosam2.architectures.sam2.mask_decoder import MaskPrediction
 from nnunet_autosam2.errors import OutOfMemoryError
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
 
@@ -111,9 +111,9 @@ def test_compiled(make_network, exact, tuning) -> None:
 def test_chunks_of_a_size_of_their_own() -> None:
     sizes = []
 
-    def function(x: torch.Tensor) -> MaskPrediction:
+    def function(x: torch.Tensor) -> SliceMasks:
         sizes.append(len(x))
-        return MaskPrediction(x, x, x, x)
+        return SliceMasks(x, x, x, x)
 
     chunked = Chunked(4, "test", size_on_gpu=16)
     for device in ("cpu", "cuda"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.fusion import PACE, FixedFusion, GatedFusion, Reliability, blend
+from nnunet_autosam2.architectures.fusion import GATE_LR_MULTIPLIER, FixedFusion, GatedFusion, Reliability, blend
 
 C, SIZE = 3, (4, 5, 6)
 MODES = pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
@@ -41,7 +41,7 @@ def expected_probability(unet, sam2, blends, region_based):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_fixed_is_the_blend_of_the_probabilities(region_based, blends, dtype):
     unet, sam2 = make_logits(dtype)
-    fused, _ = FixedFusion()(unet, sam2, make_reliability(), blends, region_based)
+    fused, _ = FixedFusion().weigh(unet, sam2, make_reliability(), blends, region_based)
     assert fused.dtype == dtype
     torch.testing.assert_close(
         probability(fused.double(), region_based),
@@ -57,7 +57,7 @@ def test_huge_logits_stay_finite_and_so_do_their_gradients(region_based, weight)
     signs = torch.cartesian_prod(*[torch.tensor([-1e4, 0.0, 1e4])] * 4)
     unet, sam2 = signs[:, :2, None, None, None].clone(), signs[:, 2:, None, None, None].clone()
     leaves = [unet.requires_grad_(), sam2.requires_grad_()]
-    fused, _ = FixedFusion()(unet, sam2, make_reliability(), [weight] * 2, region_based)
+    fused, _ = FixedFusion().weigh(unet, sam2, make_reliability(), [weight] * 2, region_based)
     fused.sum().backward()
     assert fused.isfinite().all()
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
@@ -78,14 +78,16 @@ def test_gradient_is_the_blends(region_based):
 @pytest.mark.parametrize("blends", [[0.5] * C, [0.9, 0.2, 0.4]], ids=str)
 def test_gated_starts_as_the_fixed_blend(region_based, blends):
     arguments = (*make_logits(), make_reliability(), blends, region_based)
-    torch.testing.assert_close(GatedFusion(C)(*arguments), FixedFusion()(*arguments))
+    torch.testing.assert_close(GatedFusion(C).weigh(*arguments), FixedFusion().weigh(*arguments))
 
 
 @MODES
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_gated_starts_close_to_a_blend_of_nothing_or_everything(region_based, weight):
     arguments = (*make_logits(), make_reliability(), [weight] * C, region_based)
-    gated, fixed = (probability(fusion(*arguments).logits, region_based) for fusion in (GatedFusion(C), FixedFusion()))
+    gated, fixed = (
+        probability(fusion.weigh(*arguments)[0], region_based) for fusion in (GatedFusion(C), FixedFusion())
+    )
     torch.testing.assert_close(gated, fixed, rtol=0, atol=2e-3)
 
 
@@ -94,7 +96,7 @@ def test_gated_starts_close_to_a_blend_of_nothing_or_everything(region_based, we
 def test_gate_can_close_on_either_side(region_based, bias, winner):
     fusion, logits = GatedFusion(C), make_logits()
     torch.nn.init.constant_(fusion.bias, bias)
-    fused, _ = fusion(*logits, make_reliability(), [0.5] * C, region_based)
+    fused, _ = fusion.weigh(*logits, make_reliability(), [0.5] * C, region_based)
     expected = logits[winner] if region_based else logits[winner].log_softmax(1)
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
 
@@ -105,7 +107,7 @@ def test_a_closed_gate_has_finite_gradients(region_based, bias):
     fusion, logits = GatedFusion(C), make_logits()
     torch.nn.init.constant_(fusion.bias, bias)
     leaves = [value.requires_grad_() for value in logits]
-    fused, _ = fusion(*logits, make_reliability(), [0.5] * C, region_based)
+    fused, _ = fusion.weigh(*logits, make_reliability(), [0.5] * C, region_based)
     fused.square().sum().backward()
     assert fused.isfinite().all()
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
@@ -115,10 +117,10 @@ def test_an_opening_neither_subtracts_sam2_nor_exaggerates_it():
     fusion, logits = GatedFusion(C, closed=True), make_logits()
     arguments = (*logits, make_reliability(), [0.5] * C, True)
     with torch.no_grad():
-        fusion.opening.copy_(torch.tensor([-0.5, 0.5, 1.5]) / PACE)
-    unet, (open_wide, _) = logits[0], GatedFusion(C)(*arguments)
+        fusion.opening.copy_(torch.tensor([-0.5, 0.5, 1.5]) / GATE_LR_MULTIPLIER)
+    unet, (open_wide, _) = logits[0], GatedFusion(C).weigh(*arguments)
     expected = torch.stack([unet[:, 0], (unet[:, 1] + open_wide[:, 1]) / 2, open_wide[:, 2]], 1)
-    fused, sam2_weight = fusion(*arguments)
+    fused, sam2_weight = fusion.weigh(*arguments)
     torch.testing.assert_close(fused, expected)
     assert ((sam2_weight >= 0) & (sam2_weight <= 1)).all()
 
@@ -127,8 +129,8 @@ def test_an_opening_neither_subtracts_sam2_nor_exaggerates_it():
 @pytest.mark.parametrize("wanted", ["open", "close"])
 def test_an_opening_at_its_bound_can_come_back_and_go_no_further(opening, can, wanted):
     fusion, (unet, sam2) = GatedFusion(1, closed=True), torch.full((2, 1, 1, *SIZE), 2.0)
-    torch.nn.init.constant_(fusion.opening, opening / PACE)
-    _, weight = fusion(unet, -sam2, Reliability(*[torch.rand(1, 1, SIZE[0])] * 3), [0.5], True)
+    torch.nn.init.constant_(fusion.opening, opening / GATE_LR_MULTIPLIER)
+    _, weight = fusion.weigh(unet, -sam2, Reliability(*[torch.rand(1, 1, SIZE[0])] * 3), [0.5], True)
     (-weight if wanted == "open" else weight).sum().backward()
     assert bool(fusion.opening.grad) == (can == wanted)
 
@@ -137,8 +139,8 @@ def test_gate_is_by_class():
     fusion, (unet, sam2) = GatedFusion(C), make_logits()
     with torch.no_grad():
         fusion.bias[0] = 50
-    fused, _ = fusion(unet, sam2, make_reliability(), [0.5] * C, True)
-    even, _ = FixedFusion()(unet, sam2, make_reliability(), [0.5] * C, True)
+    fused, _ = fusion.weigh(unet, sam2, make_reliability(), [0.5] * C, True)
+    even, _ = FixedFusion().weigh(unet, sam2, make_reliability(), [0.5] * C, True)
     torch.testing.assert_close(fused[:, 0], unet[:, 0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fused[:, 1:], even[:, 1:])
 
@@ -148,7 +150,7 @@ def test_gate_can_follow_each_kind_of_reliability(field):
     fusion, (unet, sam2), reliability = GatedFusion(C), make_logits(), make_reliability()
     torch.nn.init.constant_(fusion.reliability_weight[field], -2.0)
     gate = fusion.gate(unet, sam2, reliability, [0.5] * C, region_based=True)
-    expected = -2 * PACE * reliability[field][..., None, None].expand_as(gate)
+    expected = -2 * GATE_LR_MULTIPLIER * reliability[field][..., None, None].expand_as(gate)
     torch.testing.assert_close(gate, expected)
 
 
@@ -156,7 +158,7 @@ def test_gate_can_follow_each_kind_of_reliability(field):
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_every_weight_of_the_gate_learns_from_the_first_step(region_based, scale):
     fusion, (unet, sam2), target = GatedFusion(C), make_logits(), torch.rand(2, C, *SIZE)
-    _, weight = fusion(scale * unet, scale * sam2, make_reliability(), [0.5] * C, region_based)
+    _, weight = fusion.weigh(scale * unet, scale * sam2, make_reliability(), [0.5] * C, region_based)
     F.mse_loss(weight, target).backward()
     assert all((parameter.grad.isfinite() & (parameter.grad != 0)).all() for parameter in fusion.parameters())
 
@@ -164,7 +166,8 @@ def test_every_weight_of_the_gate_learns_from_the_first_step(region_based, scale
 @pytest.mark.parametrize("closed", [False, True])
 def test_the_fused_logits_teach_the_gate_nothing(closed):
     fusion, (unet, sam2) = GatedFusion(C, closed), make_logits()
-    fused, _ = fusion(unet.requires_grad_(), sam2, make_reliability(), [0.5] * C, True)
+    fusion.deep_supervision = True
+    fused, _ = fusion.weigh(unet.requires_grad_(), sam2, make_reliability(), [0.5] * C, True)
     fused.square().sum().backward()
     assert unet.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in fusion.parameters())

@@ -69,8 +69,8 @@ def test_every_mode_trains_what_is_trainable(mode):
     parts = [*output.unet, output.logits]
     if output.sam2 is not None:
         parts += [output.sam2.logits, output.sam2.predicted_iou, output.sam2.object_score]
-    if output.shares is not None:
-        parts.append(output.shares.sam2_weight)
+    if output.fused is not None:
+        parts.append(output.fused.sam2_weight)
     sum(part.square().mean() for part in parts).backward()
     for name, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
@@ -90,13 +90,13 @@ def test_a_closed_gate_starts_as_the_backbone_and_learns(region_based):
         expected = network.unet.network(volume)[0]
         assert output.sam2.prompted.any()
         assert torch.equal(output.logits, expected)
-        assert not output.shares.sam2_weight.any()
-        assert not torch.allclose(output.shares.sam2, expected, atol=1e-2)
+        assert not output.fused.sam2_weight.any()
+        assert not torch.allclose(output.fused.sam2, expected, atol=1e-2)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for _ in range(2):
         optimizer.zero_grad()
         output = network.train()(volume)
-        (output.shares.sam2_weight - 1).square().mean().backward()
+        (output.fused.sam2_weight - 1).square().mean().backward()
         assert network.fusion.opening.grad.any()
         optimizer.step()
     assert network.fusion.bias.grad.any()

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_autosam2.architectures.reconstruction import interpolate, locate, reconstruct
-from nnunet_autosam2.architectures.sam2.branch import SliceMasks
+from nnunet_autosam2.architectures.masks import SampleMasks
+from nnunet_autosam2.architectures.reconstruction import interpolate, locate_slices, reconstruct
 
 DEPTH = 12
 SLICES = torch.tensor([[0, 3, 4, 11], [2, 5, 7, 8]])
@@ -12,7 +12,7 @@ ALL = torch.ones_like(SLICES, dtype=torch.bool)
 
 def test_between_slices_it_is_linear_interpolation():
     values = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
-    volume = interpolate(values, locate(SLICES, ALL, DEPTH))
+    volume = interpolate(values, locate_slices(SLICES, ALL, DEPTH))
     assert volume.shape == (2, 3, DEPTH, 5, 6)
     for index in np.ndindex(2, 3, 5, 6):
         b, r, y, x = index
@@ -22,14 +22,14 @@ def test_between_slices_it_is_linear_interpolation():
 
 def test_processed_slices_come_back_exactly():
     values = torch.randn(2, 3, 4, 5, 6)
-    volume = interpolate(values, locate(SLICES, ALL, DEPTH))
+    volume = interpolate(values, locate_slices(SLICES, ALL, DEPTH))
     for b in range(2):
         assert torch.equal(volume[b, :, SLICES[b]], values[b])
 
 
 @pytest.mark.parametrize("slices", [SLICES, torch.tensor([[0], [11]]), torch.arange(DEPTH)[None]])
 def test_covered_and_distance_as_plain_loops_find_them(slices):
-    positions = locate(slices, torch.ones_like(slices, dtype=torch.bool), DEPTH)
+    positions = locate_slices(slices, torch.ones_like(slices, dtype=torch.bool), DEPTH)
     for b, chosen in enumerate(slices.tolist()):
         assert positions.covered[b].tolist() == [chosen[0] <= d <= chosen[-1] for d in range(DEPTH)]
         assert positions.distance[b].tolist() == [min(abs(d - s) for s in chosen) for d in range(DEPTH)]
@@ -45,35 +45,36 @@ def test_covered_and_distance_as_plain_loops_find_them(slices):
 
 def test_between_two_slices_that_sam2_was_not_asked_about_nothing_is_covered():
     prompted = torch.tensor([[False, False, True, False], [False, False, False, False]])
-    covered = locate(SLICES, prompted, DEPTH).covered
+    covered = locate_slices(SLICES, prompted, DEPTH).covered
     assert covered[0].nonzero().flatten().tolist() == list(range(4, 11))
     assert not covered[1].any()
 
 
 @pytest.mark.parametrize("only", [0, 5, DEPTH - 1])
 def test_a_single_slice_covers_itself(only):
-    positions = locate(torch.tensor([[only]]), torch.tensor([[True]]), DEPTH)
+    positions = locate_slices(torch.tensor([[only]]), torch.tensor([[True]]), DEPTH)
     assert positions.covered[0].nonzero().flatten().tolist() == [only]
     assert torch.equal(positions.weights, torch.ones(1, DEPTH, 1))
 
 
 def test_one_slice_volume():
-    positions = locate(torch.tensor([[0]]), torch.tensor([[True]]), 1)
+    positions = locate_slices(torch.tensor([[0]]), torch.tensor([[True]]), 1)
     assert interpolate(torch.tensor([[[7.0]]]), positions).tolist() == [[[7.0]]]
     assert positions.covered.all()
 
 
 def test_scores_without_pixels_and_their_gradient():
     scores = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
-    positions = locate(SLICES, ALL, DEPTH)
+    positions = locate_slices(SLICES, ALL, DEPTH)
     assert torch.autograd.gradcheck(lambda s: interpolate(s, positions), scores)
 
 
 def test_object_scores_are_interpolated_as_probabilities():
-    masks = SliceMasks(
-        torch.zeros(1, 1, 2, 1, 1), torch.tensor([[[0.2, 0.6]]]), torch.tensor([[[-9.0, 9.0]]]), *[None] * 2
-    )
-    volume = reconstruct(masks, locate(torch.tensor([[0, 2]]), torch.ones(1, 2, dtype=torch.bool), 3))
+    slices, prompted = torch.tensor([[0, 2]]), torch.ones(1, 2, dtype=torch.bool)
+    points, labels = torch.zeros(1, 1, 2, 0, 2), torch.zeros(1, 1, 2, 0)
+    iou, score = torch.tensor([[[0.2, 0.6]]]), torch.tensor([[[-9.0, 9.0]]])
+    masks = SampleMasks(torch.zeros(1, 1, 2, 1, 1), iou, score, points, labels, slices, prompted)
+    volume = reconstruct(masks, locate_slices(slices, prompted, 3))
     assert volume.predicted_iou[0, 0].tolist() == pytest.approx([0.2, 0.4, 0.6])
     assert volume.presence[0, 0, 1] == pytest.approx(0.5)
 
@@ -81,7 +82,7 @@ def test_object_scores_are_interpolated_as_probabilities():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_mixed_precision_rounds_nothing(dtype):
     masks = torch.randn(2, 3, 4, 5, 6)
-    positions = locate(SLICES, ALL, DEPTH)
+    positions = locate_slices(SLICES, ALL, DEPTH)
     with torch.autocast("cpu", dtype=dtype):
         interpolated = interpolate(masks, positions)
     assert torch.equal(interpolated, interpolate(masks, positions))

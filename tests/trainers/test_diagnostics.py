@@ -6,8 +6,9 @@ import pytest
 import torch
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 
-from nnunet_autosam2.architectures.outputs import AutoSAM2Output, Shares
-from nnunet_autosam2.trainers.diagnostics import PATIENCE, HybridProgress, counts_of_halves
+from nnunet_autosam2.architectures.fusion import Fused
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output
+from nnunet_autosam2.trainers.diagnostics import PATIENCE, HybridProgress, confusion_counts
 
 SHAPE = (2, 3, 4, 5, 6)
 CLASSES = ["whole tumor", "tumor core", "enhancing tumor"]
@@ -24,20 +25,20 @@ def test_counts_are_nnunets(region_based):
     counted = (torch.rand(2, 1, 4, 5, 6) > 0.2).float()
     reached = torch.tensor([True, True, True, False]).view(1, 1, 4, 1, 1).expand(2, 1, 4, 1, 1)
     weight = torch.where(reached, torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1, 1), 0.9).expand(SHAPE)
-    output = AutoSAM2Output(unet, (unet,), None, Shares(sam2, weight, reached))
-    counts = counts_of_halves(output, truth, counted, region_based)
+    output = AutoSAM2Output(unet, (unet,), None, Fused(unet, sam2, weight, reached))
+    counts = confusion_counts(output, truth, counted, region_based)
     assert counts["SAM2's weight"].tolist() == pytest.approx([0.1, 0.2, 0.3])
-    for half, logits in (("UNet", unet), ("SAM2", sam2)):
+    for name, logits in (("UNet", unet), ("SAM2", sam2)):
         hard = (logits.sigmoid() > 0.5).long() if region_based else logits.argmax(1, keepdim=True)
         if not region_based:
             hard = torch.zeros(SHAPE).scatter_(1, hard, 1)
         expected = get_tp_fp_fn_tn(hard, truth, axes=[0, 2, 3, 4], mask=counted)[:3]
-        np.testing.assert_array_equal(counts[half], torch.stack(expected).numpy())
+        np.testing.assert_array_equal(counts[name], torch.stack(expected).numpy())
 
 
-def test_nothing_is_counted_where_a_half_is_missing():
+def test_nothing_is_counted_where_unet_or_sam2_is_missing():
     logits = torch.zeros(SHAPE)
-    assert counts_of_halves(AutoSAM2Output(logits, (logits,), None), logits, logits[:, :1], True) == {}
+    assert confusion_counts(AutoSAM2Output(logits, (logits,), None), logits, logits[:, :1], True) == {}
 
 
 def means(unet: float, sam2: float) -> dict[str, np.ndarray]:

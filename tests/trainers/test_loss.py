@@ -10,16 +10,18 @@ from nnunetv2.utilities.helpers import softmax_helper_dim1
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.outputs import AutoSAM2Output, SAM2Masks, Shares
+from nnunet_autosam2.architectures.fusion import Fused
+from nnunet_autosam2.architectures.masks import SampleMasks
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
 from nnunet_autosam2.trainers.loss import (
     AutoSAM2Loss,
     WeightedBCEDiceLoss,
+    cost_in_dice,
     gate_loss,
     iou_loss,
     object_loss,
-    worth_to_dice,
 )
 
 B, C, SIZE = 2, 3, (4, 6, 5)
@@ -241,8 +243,8 @@ def make_output(region_based: bool, scales: int = 3) -> tuple[AutoSAM2Output, li
     full = make_target(region_based)
     targets = [F.interpolate(full.float(), size, mode="nearest-exact").to(full.dtype) for size in sizes]
     num_regions = C if region_based else C - 1
-    masks = SAM2Masks(
-        logits=torch.randn(B, C, K, *SIZE[1:], requires_grad=True),
+    masks = SampleMasks(
+        logits=torch.randn(B, num_regions, K, *SIZE[1:], requires_grad=True),
         predicted_iou=torch.rand(B, num_regions, K, requires_grad=True),
         object_score=torch.randn(B, num_regions, K, requires_grad=True),
         slices=SLICES,
@@ -262,11 +264,11 @@ def test_total_is_the_sum_of_its_parts(region_based):
     at_slices = torch.stack([targets[0][b][:, SLICES[b]] for b in range(B)])
     truth = at_slices.float() if region_based else one_hot(at_slices)[:, 1:]
     masks = output.sam2
-    mask_logits = masks.logits if region_based else masks.logits[:, 1:]
+    background = torch.zeros(B, 0 if region_based else 1, K, *SIZE[1:])
     everything = torch.ones(B, 1, K, *SIZE[1:])
     sam2 = (
-        loss(masks.logits, at_slices)
-        + 0.05 * iou_loss(masks.predicted_iou, mask_logits, truth, everything)
+        loss(torch.cat([background, masks.logits], dim=1), at_slices)
+        + 0.05 * iou_loss(masks.predicted_iou, masks.logits, truth, everything)
         + 0.05 * object_loss(masks.object_score, truth, everything)
     )
     expected = loss(output.logits, targets[0]) + 0.5 * unet + 2 * sam2
@@ -347,9 +349,10 @@ REGIONS = LabelManager({"background": 0, "WT": (1, 2, 3), "TC": (2, 3), "ET": 3,
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 
 
-def make_shares(weight: torch.Tensor | float) -> Shares:
+def make_fused(weight: torch.Tensor | float, logits: torch.Tensor | None = None) -> Fused:
     covered = torch.arange(SIZE[0]).view(1, 1, -1, 1, 1).expand(B, 1, SIZE[0], 1, 1) > 0
-    return Shares(make_logits().requires_grad_(), weight * torch.ones(B, C, *SIZE), covered)
+    sam2 = make_logits().requires_grad_()
+    return Fused(sam2.detach() if logits is None else logits, sam2, weight * torch.ones(B, C, *SIZE), covered)
 
 
 @pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
@@ -357,32 +360,32 @@ def test_gate_learns_how_often_sam2_is_right_where_the_two_disagree(region_based
     unet, truth = make_logits().requires_grad_(), make_target(True).float()
     counted = (torch.rand(B, 1, *SIZE) > 0.3).float()
     weight = torch.full((1, C, 1, 1, 1), 0.5, requires_grad=True)
-    shares = make_shares(weight)
-    fused = unet.detach() + shares.sam2.detach()
+    sam2 = make_fused(weight).sam2
+    logits = unet.detach() + sam2.detach()
     unet_says, sam2_says, all_say = (
-        x > 0 if region_based else F.one_hot(x.argmax(1), C).movedim(-1, 1).bool() for x in (unet, shares.sam2, fused)
+        x > 0 if region_based else F.one_hot(x.argmax(1), C).movedim(-1, 1).bool() for x in (unet, sam2, logits)
     )
-    disputed = (unet_says != sam2_says) & (counted > 0) & shares.covered
-    worth = disputed * worth_to_dice(all_say, truth, counted)
-    right = (worth * (sam2_says == truth.bool())).sum((2, 3, 4)) / worth.sum((2, 3, 4))
+    disputed = (unet_says != sam2_says) & (counted > 0) & make_fused(weight).covered
+    cost = disputed * cost_in_dice(all_say, truth, counted)
+    right = (cost * (sam2_says == truth.bool())).sum((2, 3, 4)) / cost.sum((2, 3, 4))
     for _ in range(200):
-        loss = gate_loss(make_shares(weight)._replace(sam2=shares.sam2), unet, fused, truth, counted, region_based)
+        loss = gate_loss(make_fused(weight, logits)._replace(sam2=sam2), unet, truth, counted, region_based)
         (gradient,) = torch.autograd.grad(loss, weight)
         with torch.no_grad():
             weight -= gradient
     assert weight.flatten().tolist() == pytest.approx(right.mean(0).tolist(), abs=1e-3)
-    loss = gate_loss(make_shares(weight)._replace(sam2=shares.sam2), unet, fused, truth, counted, region_based)
+    loss = gate_loss(make_fused(weight, logits)._replace(sam2=sam2), unet, truth, counted, region_based)
     loss.backward()
     assert unet.grad is None
-    assert shares.sam2.grad is None
+    assert sam2.grad is None
 
 
-def test_a_voxel_is_worth_what_dice_loses_by_it():
+def test_a_voxel_costs_what_dice_loses_by_it():
     shape = (1, 1, 20, 40, 40)
     truth, foreground = (torch.rand(2, *shape[1:]) < 0.2).float().split(1)
     foreground = torch.maximum(foreground, truth * (torch.rand(shape) < 0.7))
     counted = (torch.rand(shape) < 0.8).float()
-    worth = worth_to_dice(foreground.bool(), truth, counted)
+    cost = cost_in_dice(foreground.bool(), truth, counted)
 
     def dice(decided: torch.Tensor) -> float:
         return float(2 * (decided * truth * counted).sum() / ((decided + truth) * counted).sum())
@@ -391,25 +394,25 @@ def test_a_voxel_is_worth_what_dice_loses_by_it():
         voxel = tuple(((truth == true) & (counted > 0)).nonzero()[0])
         right, wrong = foreground.clone(), foreground.clone()
         right[voxel], wrong[voxel] = true, 1 - true
-        return (dice(right) - dice(wrong)) / float(worth[voxel])
+        return (dice(right) - dice(wrong)) / float(cost[voxel])
 
-    assert len(worth.unique()) == 2
+    assert len(cost.unique()) == 2
     assert what_a_wrong_decision_costs(1) == pytest.approx(what_a_wrong_decision_costs(0), rel=0.01)
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_without_truth_all_voxels_are_worth_the_same(found):
+def test_without_truth_all_voxels_cost_the_same(found):
     foreground = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
     foreground[..., 0] = found
-    worth = worth_to_dice(foreground, torch.zeros(1, 1, *SIZE), torch.ones(1, 1, *SIZE))
-    assert worth.unique().tolist() == [0.5]
+    cost = cost_in_dice(foreground, torch.zeros(1, 1, *SIZE), torch.ones(1, 1, *SIZE))
+    assert cost.unique().tolist() == [0.5]
 
 
 def test_gate_has_nothing_to_learn_where_the_two_agree():
     weight = torch.full((1, C, 1, 1, 1), 0.5, requires_grad=True)
-    shares = make_shares(weight)
-    same = shares.sam2.detach() * 3
-    loss = gate_loss(shares, same, same, make_target(True).float(), torch.ones(B, 1, *SIZE), True)
+    fused = make_fused(weight)
+    same = fused.sam2.detach() * 3
+    loss = gate_loss(fused._replace(logits=same), same, make_target(True).float(), torch.ones(B, 1, *SIZE), True)
     loss.backward()
     assert loss == 0
     assert not weight.grad.any()
@@ -419,13 +422,13 @@ def test_gate_has_nothing_to_learn_where_the_two_agree():
 def test_gates_term_counts_if_there_is_a_gate(region_based):
     output, targets = make_output(region_based)
     segmentation = make_loss(region_based)
-    shares = make_shares(0.3)
+    fused = make_fused(0.3)._replace(logits=output.logits)
     truth, counted = segmentation.encode(targets[0])
-    term = gate_loss(shares, output.unet[0], output.logits, truth, counted, region_based)
+    term = gate_loss(fused, output.unet[0], truth, counted, region_based)
     assert term > 0
     without, fixed, gated = (
-        AutoSAM2Loss(segmentation, gated=gated)(output._replace(shares=given), targets)
-        for gated, given in ((True, None), (False, shares), (True, shares))
+        AutoSAM2Loss(segmentation, gated=gated)(output._replace(fused=given), targets)
+        for gated, given in ((True, None), (False, fused), (True, fused))
     )
     torch.testing.assert_close(fixed, without)
     torch.testing.assert_close(gated, without + term)
@@ -436,7 +439,7 @@ def test_gates_term_counts_if_there_is_a_gate(region_based):
 def test_compiled_it_is_the_same(region_based):
     output, targets = make_output(region_based)
     weight = torch.rand(B, C, *SIZE, requires_grad=True)
-    output = output._replace(shares=make_shares(0)._replace(sam2_weight=weight))
+    output = output._replace(fused=make_fused(0)._replace(sam2_weight=weight))
     leaves = [output.logits, *output.unet, *output.sam2[:3], weight]
     loss = AutoSAM2Loss(make_loss(region_based))
     expected = loss(output, targets)

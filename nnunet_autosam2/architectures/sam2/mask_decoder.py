@@ -1,23 +1,13 @@
 """SAM2's mask decoder for several prompts an image, in matrix products alone."""
 
 import itertools
-from typing import NamedTuple
 
 import torch
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class MaskPrediction(NamedTuple):
-    logits: Tensor
-    """[M, S / 4, S / 4]"""
-    predicted_iou: Tensor
-    """[M], 0 to 1"""
-    object_score: Tensor
-    """[M], logit"""
-    token: Tensor
-    """[M, 256], of the mask, for SAM2's memory"""
+from nnunet_autosam2.architectures.masks import SliceMasks
 
 
 class BatchedMaskDecoder(MaskDecoder):
@@ -30,13 +20,13 @@ class BatchedMaskDecoder(MaskDecoder):
 
     def forward(
         self, image: Tensor, fine: Tensor, middle: Tensor, positions: Tensor, sparse: Tensor, dense: Tensor
-    ) -> MaskPrediction:
+    ) -> SliceMasks:
         """
         Args:
-            image, fine, middle: [N, 256, E, E], [N, 32, 4 E, 4 E] and [N, 64, 2 E, 2 E] of the images; or of fewer, as
-                prompts, each for as many that follow one another.
+            image: [N, 256, E, E], or [M, 256, E, E] where each of M = N · R prompts has one of its own.
+            fine, middle: [N, 32, 4 E, 4 E] and [N, 64, 2 E, 2 E].
             positions: [1, 256, E, E], encoded.
-            sparse: [M, P, 256], prompts.
+            sparse: [M, P, 256], prompts, those of a slice one after the other.
             dense: [M, 256, E, E], prompts.
         """
         own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
@@ -50,12 +40,13 @@ class BatchedMaskDecoder(MaskDecoder):
         pixels = activation(F.layer_norm(pixels, pixels.shape[-1:], norm.weight, norm.bias, norm.eps))
         pixels = last_activation(_added(_upsampled(pixels, to_quadruple), _blocks(fine, 2)))
         logits = pixels.flatten(1, -2) @ self.output_hypernetworks_mlps[0](mask_token)[..., None]
-        return MaskPrediction(
+        masks = (
             _in_order(logits.view(pixels.shape[:-1])),
             self.iou_prediction_head(iou_token)[:, 0],
             self.pred_obj_score_head(object_token)[:, 0],
             mask_token,
         )
+        return SliceMasks(*(values.unflatten(0, (len(fine), -1)) for values in masks))
 
 
 def _added(prompted: Tensor, images: Tensor) -> Tensor:

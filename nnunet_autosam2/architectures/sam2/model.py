@@ -12,7 +12,8 @@ from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.sam2.mask_decoder import BatchedMaskDecoder, MaskPrediction
+from nnunet_autosam2.architectures.masks import SliceMasks
+from nnunet_autosam2.architectures.sam2.mask_decoder import BatchedMaskDecoder
 from nnunet_autosam2.architectures.sam2.weights import VIDEO_MEMORY
 from nnunet_autosam2.architectures.sam2.windowed_attention import skip_padding
 
@@ -27,12 +28,12 @@ class ImageEmbeddings(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What SAM2 remembers of a slice and its mask."""
+    """What SAM2 remembers of a slice and its masks."""
 
     features: Tensor
-    """[N, 64, S / 16, S / 16]"""
+    """[N, R, 64, S / 16, S / 16]"""
     pointer: Tensor
-    """[N, 256], of the object"""
+    """[N, R, 256], of the object"""
 
 
 class NoPositions(nn.Module):
@@ -94,24 +95,24 @@ class SAM2(SAM2Base):
         fine, middle, image = self.forward_image(images)["backbone_fpn"]
         return ImageEmbeddings(image, fine, middle)
 
-    def decode(self, embeddings: ImageEmbeddings, points: Tensor, labels: Tensor, dense: Tensor) -> MaskPrediction:
-        """One mask for each of M prompts.
+    def decode(self, embeddings: ImageEmbeddings, points: Tensor, labels: Tensor, dense: Tensor) -> SliceMasks:
+        """One mask for each of R prompts on each of N slices.
 
         Args:
-            embeddings: of N images, each for M / N prompts that follow one another.
-            points: [M, P, 2], (x, y) in pixels of the image of size S; a box is two points.
-            labels: [M, P]: 1 positive, 0 negative, 2 and 3 the corners of a box, -1 not a point.
-            dense: [M, 256, S / 16, S / 16], added to SAM2's own dense prompt.
+            points: [N, R, P, 2], (x, y) in pixels of the image of size S; a box is two points.
+            labels: [N, R, P]: 1 positive, 0 negative, 2 and 3 the corners of a box, -1 not a point.
+            dense: [N, R, 256, S / 16, S / 16], added to SAM2's own dense prompt.
         """
         # As SAM2ImagePredictor does: a single image is a video without a memory.
         image = embeddings.image + self.no_mem_embed.view(1, -1, 1, 1)
         return self._decode(embeddings._replace(image=image), points, labels, dense)
 
-    def _decode(self, embeddings: ImageEmbeddings, points: Tensor, labels: Tensor, dense: Tensor) -> MaskPrediction:
+    def _decode(self, embeddings: ImageEmbeddings, points: Tensor, labels: Tensor, dense: Tensor) -> SliceMasks:
+        prompts = points.flatten(0, 1), labels.flatten(0, 1)
         with torch.autocast(points.device.type, enabled=False):  # positions need more digits than bfloat16 has
-            sparse, no_mask = self.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
+            sparse, no_mask = self.sam_prompt_encoder(points=prompts, boxes=None, masks=None)
             positions = self.sam_prompt_encoder.get_dense_pe()
-        return self.sam_mask_decoder(*embeddings, positions, sparse, no_mask + dense)
+        return self.sam_mask_decoder(*embeddings, positions, sparse, no_mask + dense.flatten(0, 1))
 
     def mask_prompt(self, logits: Tensor) -> Tensor:
         """Mask logits [N, S / 4, S / 4] → [N, 256, S / 16, S / 16], a dense prompt for `decode`.
@@ -122,30 +123,36 @@ class SAM2(SAM2Base):
         difference = prompt - self.sam_prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         return torch.where((logits > 0).flatten(1).any(1)[:, None, None, None], difference, 0)
 
-    def remember(self, image: Tensor, masks: MaskPrediction) -> Memory:
+    def remember(self, image: Tensor, masks: SliceMasks) -> Memory:
         """What later slices need to know of N slices, `image` [N, 256, S / 16, S / 16], and of their masks."""
-        present = masks.object_score[:, None] > 0
-        logits = torch.where(present[..., None, None], masks.logits[:, None].float(), NO_OBJ_SCORE)
+        regions = masks.object_score.shape[1]
+        logits, _, object_score, token = (values.flatten(0, 1) for values in masks)
+        present = object_score[:, None] > 0
+        logits = torch.where(present[..., None, None], logits[:, None].float(), NO_OBJ_SCORE)
         features, _ = self._encode_new_memory(
-            [_tokens(image)],
+            [_tokens(image.repeat_interleave(regions, dim=0))],
             [image.shape[-2:]],
             F.interpolate(logits, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False),
-            masks.object_score[:, None],
+            object_score[:, None],
             is_mask_from_pts=False,
         )
-        return Memory(features, torch.where(present, self.obj_ptr_proj(masks.token), self.no_obj_ptr))
+        memory = features, torch.where(present, self.obj_ptr_proj(token), self.no_obj_ptr)
+        return Memory(*(values.unflatten(0, (-1, regions)) for values in memory))
 
-    def recall(self, embeddings: ImageEmbeddings, dense: Tensor, memories: list[Memory], length: int) -> MaskPrediction:
-        """Masks of slices without points, from the memory of others.
+    def recall(self, embeddings: ImageEmbeddings, dense: Tensor, memories: Memory, length: int) -> SliceMasks:
+        """Masks of N slices without points, from the memory of others.
 
         Args:
-            embeddings, dense: as for `decode`, with an `image` for each of M prompts.
-            memories: of the selected slice where the path to these slices starts, of the one on their other side,
-                and of those on the path in order; these slices are the next.
+            dense: [N, R, 256, S / 16, S / 16], as for `decode`.
+            memories: [N, M, R, ...], of the selected slice where the path to these slices starts, of the one on their
+                other side, and of those on the path in order; these slices are the next.
             length: of the whole volume in slices.
         """
-        start, end, *path = memories
-        positions = self.image_positions(embeddings.image)
+        regions = dense.shape[1]
+        image = embeddings.image.repeat_interleave(regions, dim=0)
+        of_slices = (values.transpose(0, 1).flatten(1, 2) for values in memories)
+        start, end, *path = (Memory(*values) for values in zip(*of_slices, strict=True))
+        positions = self.image_positions(image)
         memory_positions = self.memory_encoder.position_encoding(start.features)
 
         def entry(memory: Memory) -> dict:
@@ -159,17 +166,17 @@ class SAM2(SAM2Base):
         image = self._prepare_memory_conditioned_features(
             frame,
             False,
-            [_tokens(embeddings.image)],
+            [_tokens(image)],
             [_tokens(positions)],
-            [embeddings.image.shape[-2:]],
+            [image.shape[-2:]],
             {
                 "cond_frame_outputs": {0: entry(start), frame + 1: entry(end)},
                 "non_cond_frame_outputs": {i: entry(memory) for i, memory in enumerate(path, start=1)},
             },
             length,
         )
-        points = image.new_zeros(len(image), 1, 2)
-        labels = torch.full(points.shape[:2], -1, dtype=torch.int32, device=image.device)
+        points = image.new_zeros(len(dense), regions, 1, 2)
+        labels = torch.full(points.shape[:-1], -1, dtype=torch.int32, device=image.device)
         return self._decode(embeddings._replace(image=image), points, labels, dense)
 
 

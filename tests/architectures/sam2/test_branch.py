@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.prompts import generate_prompts
-from nnunet_autosam2.architectures.sam2.branch import SAM2Branch, SliceMasks
+from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
 from nnunet_autosam2.config import AutoSAM2Config
 
 N, R, H, W = 3, 2, 40, 56
@@ -34,15 +34,16 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, AutoSAM2Config]:
 
 
 def test_masks_of_every_region_and_slice(branch, inputs):
-    masks = branch(*inputs).masks
-    assert masks.logits.shape == (N, R, H, W)
+    masks, prompts, embeddings = branch(*inputs)
+    assert masks.logits.shape == (N, R, 16, 16)
     assert masks.predicted_iou.shape == masks.object_score.shape == (N, R)
-    assert masks.points.shape == (N, R, 15, 2)
-    assert masks.labels.shape == (N, R, 15)
+    assert prompts.points.shape == (N, R, 15, 2)
+    assert prompts.labels.shape == (N, R, 15)
+    assert len(embeddings.image) == N
     assert ((masks.predicted_iou >= 0) & (masks.predicted_iou <= 1)).all()
     expected = generate_prompts(inputs[2].flatten(0, 1), 10, 3)
-    assert torch.equal(masks.points.flatten(0, 1), expected.points)
-    assert torch.equal(masks.labels.flatten(0, 1), expected.labels)
+    assert torch.equal(prompts.points.flatten(0, 1), expected.points)
+    assert torch.equal(prompts.labels.flatten(0, 1), expected.labels)
 
 
 def test_prompts_are_made_in_chunks_and_stay_in_their_order(inputs):
@@ -58,23 +59,22 @@ def test_prompts_are_made_in_chunks_and_stay_in_their_order(inputs):
     prompts = branch.prompts(inputs[2], inputs[3])
     assert max(sizes) <= 3
     for ours, expected in zip(prompts, generate_prompts(inputs[2].flatten(0, 1), 10, 3), strict=True):
-        assert torch.equal(ours, expected)
+        assert torch.equal(ours.flatten(0, 1), expected)
 
 
 def test_each_mask_is_sam2s_answer_to_its_own_slice_and_prompt(branch, inputs):
     slices, features, probabilities, _ = inputs
-    masks = branch(*inputs).masks
+    masks, _, _ = branch(*inputs)
     dense = branch.bridge(features)
     for n in range(N):
         embeddings = branch.sam2.encode(branch.mri_to_rgb(slices[n : n + 1]))
         for r in range(R):
             points, labels = generate_prompts(probabilities[n, r][None], 10, 3)
             in_pixels = points * torch.tensor([64 / W, 64 / H])  # x goes with the width
-            alone = branch.sam2.decode(embeddings, in_pixels, labels, dense[n, r][None])
-            logits = F.interpolate(alone.logits[:, None], size=(H, W), mode="bilinear", align_corners=False)
-            torch.testing.assert_close(masks.logits[n, r], logits[0, 0], rtol=0, atol=1e-4)
-            torch.testing.assert_close(masks.predicted_iou[n, r], alone.predicted_iou[0], rtol=0, atol=1e-5)
-            torch.testing.assert_close(masks.object_score[n, r], alone.object_score[0], rtol=0, atol=1e-4)
+            alone = branch.sam2.decode(embeddings, in_pixels[None], labels[None], dense[n, r][None, None])
+            torch.testing.assert_close(masks.logits[n, r], alone.logits[0, 0], rtol=0, atol=1e-4)
+            torch.testing.assert_close(masks.predicted_iou[n, r], alone.predicted_iou[0, 0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(masks.object_score[n, r], alone.object_score[0, 0], rtol=0, atol=1e-4)
 
 
 def test_the_encoder_sees_each_slice_once(branch, inputs):
@@ -92,7 +92,7 @@ def test_chunks_change_neither_masks_nor_gradients(inputs, tuning):
     for chunk_size in (16, 2):
         branch = make_branch(sam2_tuning=tuning, sam2_chunk_size=chunk_size)
         features = features.detach().requires_grad_()
-        masks = branch(slices, features, *rest).masks
+        masks, _, _ = branch(slices, features, *rest)
         (masks.logits.square().mean() + masks.predicted_iou.sum() + masks.object_score.sum()).backward()
         gradients = {name: parameter.grad for name, parameter in branch.named_parameters()}
         assert {name for name, gradient in gradients.items() if gradient is not None} == {
@@ -110,17 +110,17 @@ def test_mapper_and_encoder_have_gradients_only_when_the_encoder_is_tuned(inputs
 
 
 def test_bfloat16_is_sam2s_alone_and_stays_close(branch, inputs):
-    exact = branch(*inputs)
+    exact, exact_prompts, exact_embeddings = branch(*inputs)
     half = make_branch(sam2_precision="bfloat16")
-    rounded = half(*inputs)
-    assert rounded.embeddings.fine.dtype == torch.bfloat16
-    for ours, theirs in zip(rounded.embeddings, exact.embeddings, strict=True):
+    rounded, prompts, embeddings = half(*inputs)
+    assert embeddings.fine.dtype == torch.bfloat16
+    for ours, theirs in zip(embeddings, exact_embeddings, strict=True):
         assert (ours - theirs).norm() < 0.03 * theirs.norm()
-    for ours, theirs in zip(rounded.masks[:3], exact.masks[:3], strict=True):
+    for ours, theirs in zip(rounded[:3], exact[:3], strict=True):
         assert ours.dtype == torch.float32
         assert (ours - theirs).norm() < 0.1 * theirs.norm()
-    assert not torch.equal(rounded.masks.logits, exact.masks.logits)
-    assert torch.equal(rounded.masks.points, exact.masks.points)
+    assert not torch.equal(rounded.logits, exact.logits)
+    assert torch.equal(prompts.points, exact_prompts.points)
 
 
 def test_positions_of_points_are_not_rounded(branch, inputs):
@@ -134,12 +134,12 @@ def test_positions_of_points_are_not_rounded(branch, inputs):
 
 
 def test_float32_encoder_is_exact_under_autocast_and_masks_are_float32(branch, inputs):
-    exact = branch(*inputs).masks
+    exact, _, _ = branch(*inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         embeddings = branch.encode(inputs[0])
-        masks = branch(*inputs).masks
+        masks, _, _ = branch(*inputs)
     assert torch.equal(embeddings.image, branch.encode(inputs[0]).image)
-    assert {values.dtype for values in masks[:4]} == {torch.float32}
+    assert {values.dtype for values in masks} == {torch.float32}
     assert (masks.logits - exact.logits).norm() < 0.05 * exact.logits.norm()
 
 
@@ -147,8 +147,8 @@ def test_mask_prompt_is_sam2s_own_of_the_unets_logits(branch, inputs):
     """Where a region is on the slice; where it is not, SAM2 gets none."""
     slices, features, probabilities, config = inputs
     probabilities[0, 1] = 0.01
-    with_masks = branch(slices, features, probabilities, config.updated({"mask_prompt": True})).masks
-    without = branch(*inputs).masks
+    with_masks, _, _ = branch(slices, features, probabilities, config.updated({"mask_prompt": True}))
+    without, prompts, _ = branch(*inputs)
     encoder, dense = branch.sam2.sam_prompt_encoder, branch.bridge(features)
     for n, r in np.ndindex(N, R):
         if (n, r) == (0, 1):
@@ -157,13 +157,12 @@ def test_mask_prompt_is_sam2s_own_of_the_unets_logits(branch, inputs):
         logits = F.interpolate(probabilities[n, r][None, None].logit(), size=(16, 16), mode="bilinear")
         _, prompt = encoder(None, None, logits)
         points, labels = (
-            x[None] for x in (without.points[n, r] * torch.tensor([64 / W, 64 / H]), without.labels[n, r])
+            x[None, None] for x in (prompts.points[n, r] * torch.tensor([64 / W, 64 / H]), prompts.labels[n, r])
         )
         expected = branch.sam2.decode(
-            branch.encode(slices[n : n + 1]), points, labels, prompt - no_mask(branch) + dense[n, r][None]
+            branch.encode(slices[n : n + 1]), points, labels, (prompt - no_mask(branch) + dense[n, r])[None]
         )
-        expected = F.interpolate(expected.logits[:, None], size=(H, W), mode="bilinear")[0, 0]
-        torch.testing.assert_close(with_masks.logits[n, r], expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(with_masks.logits[n, r], expected.logits[0, 0], rtol=0, atol=1e-4)
         assert not torch.allclose(with_masks.logits[n, r], without.logits[n, r], atol=1e-3)
 
 
@@ -174,14 +173,7 @@ def no_mask(branch: SAM2Branch) -> torch.Tensor:
 @pytest.mark.parametrize("without", ["box_prompt", "points"])
 def test_kinds_of_prompts_can_be_switched_off(branch, inputs, without):
     off = {"box_prompt": False} if without == "box_prompt" else {"num_positive_points": 0, "num_negative_points": 0}
-    masks = branch(*inputs[:3], inputs[3].updated(off)).masks
-    kinds = set(masks.labels.unique().tolist())
+    masks, prompts, _ = branch(*inputs[:3], inputs[3].updated(off))
+    kinds = set(prompts.labels.unique().tolist())
     assert kinds == ({-1, 0, 1} if without == "box_prompt" else {2, 3})
-    assert not torch.allclose(masks.logits, branch(*inputs).masks.logits, atol=1e-4)
-
-
-def test_replaced_puts_answers_in_their_places():
-    own = SliceMasks(*(torch.zeros(4, 2) for _ in SliceMasks._fields))
-    answers = SliceMasks(*(torch.tensor([[1.0, 1.0], [2.0, 2.0]]) for _ in SliceMasks._fields))
-    replaced = own.replaced(torch.tensor([False, True, False, True]), answers)
-    assert all(values[:, 0].tolist() == [0, 1, 0, 2] for values in replaced)
+    assert not torch.allclose(masks.logits, branch(*inputs)[0].logits, atol=1e-4)

@@ -10,6 +10,7 @@ from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
+from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.prompts import Prompts
 from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
@@ -74,12 +75,13 @@ class Pair:
 
     def decode(self, points: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Masks [N, R, HEIGHT, WIDTH] and predicted IoU [N, R] for [N, R, P, 2] and [N, R, P]."""
-        prompts = Prompts(torch.from_numpy(points).float().flatten(0, 1), torch.from_numpy(labels).int().flatten(0, 1))
-        size = torch.Size([*labels.shape[:2], HEIGHT, WIDTH])
+        prompts = Prompts(torch.from_numpy(points).float(), torch.from_numpy(labels).int())
         self.branch.bridge.region_embedding.data = torch.zeros(labels.shape[1], 256)
         with torch.no_grad():
-            masks = self.branch.decode(self.embeddings, prompts, (torch.zeros(len(points), 32, 8, 8),), size).masks
-        return masks.logits.numpy(), masks.predicted_iou.numpy()
+            features = torch.zeros(len(points), 32, 8, 8)
+            masks = self.branch.decode(self.embeddings, prompts, (features,), (HEIGHT, WIDTH))
+            logits = F.interpolate(masks.logits, size=(HEIGHT, WIDTH), mode="bilinear", align_corners=False)
+        return logits.numpy(), masks.predicted_iou.numpy()
 
 
 @pytest.fixture(scope="module", params=[(TINY, 2), (LARGER, 1)], ids=["tiny", "base-plus"])
@@ -155,8 +157,10 @@ def test_masks_equal_sam2s_own_modules_at_another_size(image_size, record_proper
     mask = 4 * torch.randn(2, 4 * grid, 4 * grid)
     with torch.no_grad():
         embeddings = sam2.encode(images)
-        ours = sam2.decode(embeddings, points, labels, dense)
-        with_mask = sam2.decode(embeddings, points, labels, sam2.mask_prompt(mask))
+        ours, with_mask = (
+            sam2.decode(embeddings, points[:, None], labels[:, None], prompt[:, None])
+            for prompt in (dense, sam2.mask_prompt(mask))
+        )
         _, features, _, sizes = whole._prepare_backbone_features(whole.forward_image(images))
         features[-1] = features[-1] + whole.no_mem_embed
         fine, middle, image = (x.permute(1, 2, 0).unflatten(-1, size) for x, size in zip(features, sizes, strict=True))
@@ -175,9 +179,9 @@ def test_masks_equal_sam2s_own_modules_at_another_size(image_size, record_proper
                     high_res_features=[fine[one], middle[one]],
                 )
                 assert logits.shape == (1, 1, 4 * grid, 4 * grid)
-                close(prediction.logits[one].numpy(), logits[:, 0].numpy(), 1e-4, record_property, "logits")
-                torch.testing.assert_close(prediction.predicted_iou[one], iou[:, 0], rtol=0, atol=1e-5)
-                torch.testing.assert_close(prediction.object_score[one], score[:, 0], rtol=0, atol=1e-4)
+                close(prediction.logits[one].numpy(), logits.numpy(), 1e-4, record_property, "logits")
+                torch.testing.assert_close(prediction.predicted_iou[one], iou, rtol=0, atol=1e-5)
+                torch.testing.assert_close(prediction.object_score[one], score, rtol=0, atol=1e-4)
 
 
 def test_an_empty_mask_is_no_mask():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_autosam2.architectures.sam2.mask_decoder import MaskPrediction
+from nnunet_autosam2.architectures.masks import SliceMasks
 from nnunet_autosam2.architectures.sam2.model import SAM2
 from nnunet_autosam2.architectures.sam2.tuning import merge_adapters, set_tuning
 
@@ -21,14 +21,14 @@ def make_model(tuning: str, mask_prompt: bool = False) -> SAM2:
     return sam2
 
 
-def predict(sam2: SAM2, mask_prompt: bool = False) -> MaskPrediction:
+def predict(sam2: SAM2, mask_prompt: bool = False) -> SliceMasks:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, 64, 64, generator=generator)
-    points = 64 * torch.rand(2, 5, 2, generator=generator)
-    labels = torch.tensor([[2, 3, 1, 0, -1]] * 2, dtype=torch.int32)
-    dense = torch.zeros(2, 256, 4, 4)
+    points = 64 * torch.rand(2, 1, 5, 2, generator=generator)
+    labels = torch.tensor([[[2, 3, 1, 0, -1]]] * 2, dtype=torch.int32)
+    dense = torch.zeros(2, 1, 256, 4, 4)
     if mask_prompt:
-        dense = dense + sam2.mask_prompt(torch.randn(2, 16, 16, generator=generator))
+        dense = dense + sam2.mask_prompt(torch.randn(2, 16, 16, generator=generator))[:, None]
     return sam2.decode(sam2.encode(images), points, labels, dense)
 
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.reconstruction import SlicePositions, VolumeMasks
-from nnunet_autosam2.architectures.sam2.branch import Answers, SAM2Branch
-from nnunet_autosam2.architectures.sam2.model import Memory
+from nnunet_autosam2.architectures.masks import SliceMasks, VolumeMasks
+from nnunet_autosam2.architectures.reconstruction import SlicePositions
+from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
+from nnunet_autosam2.architectures.sam2.model import ImageEmbeddings, Memory
 
 ABSENT = -10.0
-"""Object score of a selected slice that SAM2 was not asked about, as SAM2 itself gives it to an empty mask"""
+"""Object score of a selected slice that SAM2 was not prompted on, as SAM2 itself gives it to an empty mask"""
 
 
 @torch.no_grad()
@@ -19,12 +20,13 @@ def propagate(
     branch: SAM2Branch,
     volume: Tensor,
     features: Tensor,
-    asked: Tensor,
-    answers: Answers,
+    prompted: Tensor,
+    masks: SliceMasks,
+    embeddings: ImageEmbeddings,
     positions: SlicePositions,
-    masks: VolumeMasks,
+    interpolated: VolumeMasks,
 ) -> VolumeMasks:
-    """`masks` with what tracking gives in the place of what was interpolated.
+    """`interpolated` with what tracking gives in the place of what lies between the selected slices.
 
     It goes from the selected slices outwards, through all slices of the same distance at once. A slice is recalled
     from the selected slices on either side of it and from those between it and the nearer one.
@@ -32,20 +34,19 @@ def propagate(
     Args:
         volume: [B, C, D, H, W].
         features: [B, F, D, H / 4, W / 4] of the UNet.
-        asked: [B, D], the slices that `answers` are about.
+        prompted: [B, D], the N slices that `masks` and `embeddings` are of.
     """
     tracked = positions.covered & (positions.distance > 0)
     if not tracked.any():
-        return masks
+        return interpolated
     ends = _marked(positions.nearest, tracked) | _marked(positions.opposite, tracked)
-    unseen = (tracked | ends) & ~asked
-    embeddings = _on_all_slices(answers.embeddings, asked)
+    unseen = (tracked | ends) & ~prompted
+    embeddings = _on_all_slices(embeddings, prompted)
     _store(embeddings, unseen, branch.encode(volume.transpose(1, 2)[unseen]))
-    predictions = _on_all_slices(answers.prediction, asked)
-    predictions.object_score[~asked] = ABSENT
+    masks = _on_all_slices(masks, prompted)
+    masks.object_score[~prompted] = ABSENT
 
-    remembered = branch.remember(_taken(embeddings, ends), _taken(predictions, ends))
-    memories = _on_all_slices(remembered, ends)
+    memories = _on_all_slices(branch.remember(_taken(embeddings, ends), _taken(masks, ends)), ends)
     for distance in range(1, int(positions.distance[tracked].amax()) + 1):
         now = tracked & (positions.distance == distance)
         sample, position = now.nonzero(as_tuple=True)
@@ -53,17 +54,16 @@ def propagate(
         path = [start + step * (position - start).sign() for step in range(1, distance)]
         known = Memory(*(values[sample[:, None], torch.stack([start, end, *path], dim=1)] for values in memories))
         seen = _taken(embeddings, now)
-        dense = branch.bridge(features.transpose(1, 2)[now])
-        prediction = branch.recall(seen, dense, known, volume.shape[2])
-        _store(predictions, now, prediction)
-        _store(memories, now, branch.remember(seen, prediction))
+        recalled = branch.recall(seen, branch.bridge(features.transpose(1, 2)[now]), known, volume.shape[2])
+        _store(masks, now, recalled)
+        _store(memories, now, branch.remember(seen, recalled))
 
-    logits, predicted_iou, presence = (values.transpose(1, 2).clone() for values in masks[:3])
-    tracked_masks = _taken(predictions, tracked)
-    logits[tracked] = F.interpolate(tracked_masks.logits, volume.shape[3:], mode="bilinear", align_corners=False)
-    predicted_iou[tracked] = tracked_masks.predicted_iou
-    presence[tracked] = tracked_masks.object_score.sigmoid()
-    return masks._replace(
+    logits, predicted_iou, presence = (values.transpose(1, 2).clone() for values in interpolated[:3])
+    recalled = _taken(masks, tracked)
+    logits[tracked] = F.interpolate(recalled.logits, volume.shape[3:], mode="bilinear", align_corners=False)
+    predicted_iou[tracked] = recalled.predicted_iou
+    presence[tracked] = recalled.object_score.sigmoid()
+    return interpolated._replace(
         logits=logits.transpose(1, 2), predicted_iou=predicted_iou.transpose(1, 2), presence=presence.transpose(1, 2)
     )
 

@@ -9,9 +9,11 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
-from nnunet_autosam2.architectures.propagation import propagate
-from nnunet_autosam2.architectures.reconstruction import VolumeMasks, locate
-from nnunet_autosam2.architectures.sam2.branch import Answers, SAM2Branch
+from nnunet_autosam2.architectures.masks import VolumeMasks
+from nnunet_autosam2.architectures.prompts import Prompts
+from nnunet_autosam2.architectures.reconstruction import locate_slices
+from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
+from nnunet_autosam2.architectures.sam2.propagation import propagate
 from nnunet_autosam2.architectures.sam2.weights import VIDEO_MEMORY, load_into
 from nnunet_autosam2.config import AutoSAM2Config, SAM2Model
 
@@ -74,16 +76,20 @@ class Case:
         self.asked = torch.zeros(BATCH, DEPTH, dtype=torch.bool).scatter(1, SLICES, ASKED)
         coarse = torch.rand(int(ASKED.sum()), REGIONS, 4, 4, generator=generator)
         self.foreground = F.interpolate(coarse, scale_factor=8, mode="nearest")
-        self.positions = locate(SLICES, ASKED, DEPTH)
+        self.positions = locate_slices(SLICES, ASKED, DEPTH)
 
-    def track(self) -> tuple[Answers, VolumeMasks]:
+    def track(self) -> tuple[Prompts, VolumeMasks]:
         slices = self.volume.transpose(1, 2)[self.asked]
-        answers = self.branch(slices, torch.zeros(len(slices), 32, 8, 8), self.foreground, AutoSAM2Config())
+        masks, prompts, embeddings = self.branch(
+            slices, torch.zeros(len(slices), 32, 8, 8), self.foreground, AutoSAM2Config()
+        )
         scores = torch.zeros(BATCH, REGIONS, DEPTH)
         where = self.positions.covered, self.positions.distance
         empty = VolumeMasks(torch.zeros(BATCH, REGIONS, DEPTH, 32, 32), scores, scores, *where)
         features = torch.zeros(BATCH, 32, DEPTH, 8, 8)
-        return answers, propagate(self.branch, self.volume, features, self.asked, answers, self.positions, empty)
+        return prompts, propagate(
+            self.branch, self.volume, features, self.asked, masks, embeddings, self.positions, empty
+        )
 
 
 @pytest.mark.parametrize("model", ["sam2.1-hiera-tiny", "sam2-hiera-tiny"])
@@ -95,8 +101,8 @@ def test_masks_equal_sam2s_own_tracking(model, record_property):
     usual = case.track()[1].presence.transpose(1, 2)[tracked].logit().median()
     for sam2 in (whole, case.branch.sam2):  # so that there is an object on about half of the slices
         sam2.sam_mask_decoder.pred_obj_score_head.layers[-1].bias -= usual
-    answers, masks = case.track()
-    row = torch.full((BATCH, DEPTH), -1).masked_scatter(case.asked, torch.arange(len(answers.masks.points)))
+    prompts, masks = case.track()
+    row = torch.full((BATCH, DEPTH), -1).masked_scatter(case.asked, torch.arange(len(prompts.points)))
 
     appearing, largest = [], 0.0
     for b in range(BATCH):
@@ -104,11 +110,11 @@ def test_masks_equal_sam2s_own_tracking(model, record_property):
         known = {}
         for frame in SLICES[b].tolist():
             if case.asked[b, frame]:
-                points, labels = answers.masks.points[row[b, frame]], answers.masks.labels[row[b, frame]]
-                prompts: dict[str, Any] = {"points": {"point_coords": points * SIZE / 32, "point_labels": labels}}
+                points, labels = (values[row[b, frame]] for values in prompts)
+                given: dict[str, Any] = {"points": {"point_coords": points * SIZE / 32, "point_labels": labels}}
             else:
-                prompts = {"mask": torch.zeros(REGIONS, 1, SIZE, SIZE)}
-            known[frame] = oracle.step(frame, {}, {}, reverse=False, **prompts)
+                given = {"mask": torch.zeros(REGIONS, 1, SIZE, SIZE)}
+            known[frame] = oracle.step(frame, {}, {}, reverse=False, **given)
         order = sorted(tracked[b].nonzero().flatten().tolist(), key=lambda frame: case.positions.distance[b, frame])
         for frame in order:
             nearest, opposite = (int(ends[b, frame]) for ends in (case.positions.nearest, case.positions.opposite))

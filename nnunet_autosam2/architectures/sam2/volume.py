@@ -1,0 +1,100 @@
+"""SAM2 on a volume: select slices, prompt, encode, decode, reconstruct, and propagate between them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nnunet_autosam2.architectures.masks import SampleMasks, VolumeMasks
+from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
+from nnunet_autosam2.architectures.reconstruction import locate_slices, reconstruct
+from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
+from nnunet_autosam2.architectures.sam2.propagation import propagate
+from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
+from nnunet_autosam2.architectures.unet import UNetOutput, resize
+from nnunet_autosam2.config import AutoSAM2Config
+
+
+def segment_volume(
+    branch: SAM2Branch,
+    volume: Tensor,
+    unet: UNetOutput,
+    foreground: Tensor,
+    size: Sequence[int],
+    config: AutoSAM2Config,
+    track: bool,
+) -> tuple[SampleMasks, VolumeMasks]:
+    """SAM2's masks of the selected slices, the UNet's where it is not prompted, and those of all slices.
+
+    A prediction skips selected slices on which the UNet sees nothing; in training SAM2 is prompted on each.
+
+    Args:
+        volume: [B, C, D, H, W] z-scores.
+        unet: of this volume; its gradient goes through the features.
+        foreground: [B, R, D, H, W], probabilities of the regions, which select slices and make prompts.
+        size: of the volume without its padding.
+        track: SAM2's memory in the place of interpolation between slices.
+
+    Raises:
+        WeightsError: SAM2 has none, and there are none where the configuration says.
+    """
+    slices = select_slices(foreground[:, :, : size[0]], num_slices(size[0], config.slice_fraction))
+    prompted = branch.training | has_foreground(foreground, slices)
+    positions = locate_slices(slices, prompted, volume.shape[2])
+    values = _unprompted(take_slices(unet.logits[0].detach().float(), slices), config)
+    answer = None
+    if bool(prompted.any()):
+        branch.require_weights(config)
+        features = resize(unet.middle_features, (volume.shape[2], *unet.middle_features.shape[3:]))
+        chosen = prompted.flatten()
+        answer = branch(*(take_slices(each, slices)[chosen] for each in (volume, features, foreground)), config)
+        masks, prompts, _ = answer
+        resized = F.interpolate(masks.logits, size=volume.shape[3:], mode="bilinear", align_corners=False)
+        answered = (resized, masks.predicted_iou, masks.object_score, *prompts)
+        values = tuple(own.index_put((chosen,), new) for own, new in zip(values, answered, strict=True))
+    logits, predicted_iou, object_score, points, labels = (
+        each.unflatten(0, slices.shape).transpose(1, 2) for each in values
+    )
+    sample_masks = SampleMasks(logits, predicted_iou, object_score, points, labels, slices, prompted)
+    volume_masks = reconstruct(sample_masks, positions)
+    if track and answer is not None:
+        masks, _, embeddings = answer
+        on_slices = torch.zeros_like(positions.covered).scatter(1, slices, prompted)
+        volume_masks = propagate(branch, volume, features, on_slices, masks, embeddings, positions, volume_masks)
+    return sample_masks, volume_masks.cropped(size)
+
+
+def has_foreground(foreground: Tensor, slices: Tensor) -> Tensor:
+    """[B, K], whether any probability [B, R, D, H, W] is above one half on the slices [B, K]."""
+    return (take_slices(foreground, slices) > THRESHOLD).flatten(1).any(1).view(slices.shape)
+
+
+def take_slices(volume: Tensor, slices: Tensor) -> Tensor:
+    """[B, C, D, H, W] at positions [B, K] → [B · K, C, H, W]."""
+    batch = torch.arange(len(volume), device=volume.device)[:, None]
+    return volume.transpose(1, 2)[batch, slices].flatten(0, 1)
+
+
+def _unprompted(logits: Tensor, config: AutoSAM2Config) -> tuple[Tensor, ...]:
+    """The first five of SampleMasks on N slices, from the UNet's logits [N, C, H, W], without prompts."""
+    regions = logits if config.region_based else logits[:, 1:] - logits[:, :1]
+    scores = logits.new_ones(regions.shape[:2])
+    prompts = NUM_CORNERS + config.num_positive_points + config.num_negative_points
+    points = logits.new_zeros(*regions.shape[:2], prompts, 2)
+    labels = torch.full(points.shape[:-1], NOT_A_POINT, dtype=torch.int32, device=logits.device)
+    return regions, scores, torch.zeros_like(scores), points, labels
+
+
+@contextmanager
+def cudnn_benchmark(allowed: bool) -> Iterator[None]:
+    """nnU-Net lets cuDNN try every kernel for a new size. In a prediction almost every patch has another number of
+    slices with foreground, and the trials would take longer than what they save.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

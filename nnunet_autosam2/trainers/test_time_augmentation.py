@@ -1,0 +1,92 @@
+"""nnU-Net's test-time augmentation, in which SAM2 sees a sliding-window tile once and its mirror images never."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import warnings
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import Tensor, nn
+
+from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+from nnunet_autosam2.architectures.masks import VolumeMasks
+
+PREDICT_TILE = "_internal_maybe_mirror_and_predict"
+
+
+class SAM2OncePerTile:
+    """A network for the passes of one tile: SAM2's masks of the first pass, mirrored, serve its mirror images.
+
+    nnU-Net shows a tile to the network, and then each of its seven mirror images, in which the UNet sees nearly the
+    same. SAM2 would cost as much as in eight tiles.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.tile: Tensor | None = None
+        self.masks: VolumeMasks | None = None
+
+    def __call__(self, volume: Tensor) -> Tensor:
+        """[B, C, D, H, W] → logits."""
+        axes = None if self.tile is None else mirrored_axes(volume, self.tile)
+        if axes is None or self.masks is None:
+            logits, self.masks = self.network(volume, return_masks=True)
+            self.tile = volume
+            return logits
+        return self.network(volume, masks=self.masks.mirrored(axes))
+
+
+def mirrored_axes(volume: Tensor, other: Tensor) -> tuple[int, ...] | None:
+    """The axes D, H, W (2 to 4) along which `volume` is `other` mirrored; none of them if it is the same.
+
+    None if it is another volume.
+    """
+    if volume.shape != other.shape or volume.device != other.device:
+        return None
+    candidates = (axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count))
+    return next((axes for axes in candidates if torch.equal(volume, other.flip(axes))), None)
+
+
+def install() -> None:
+    """Makes every nnUNetPredictor predict the tiles of an AutoSAM2 network so; all else is predicted as before.
+
+    nnU-Net has no place for it: what a tile begins and ends with is within its predictor.
+    """
+    predict_tile = getattr(nnUNetPredictor, PREDICT_TILE, None)
+    if predict_tile is None:
+        warnings.warn(
+            "This version of nnU-Net predicts tiles in a way that is not known here: predictions with mirroring ask "
+            "SAM2 in every pass, and take longer.",
+            stacklevel=2,
+        )
+        return
+    if hasattr(predict_tile, "without_autosam2"):
+        return
+
+    @functools.wraps(predict_tile)
+    def predict(self: Any, tile: Tensor) -> Tensor:
+        network = self.network
+        if not _shares_masks(network):
+            return predict_tile(self, tile)
+        self.network = SAM2OncePerTile(network)
+        try:
+            return predict_tile(self, tile)
+        finally:
+            self.network = network
+
+    predict.without_autosam2 = predict_tile  # type: ignore[attr-defined]
+    setattr(nnUNetPredictor, PREDICT_TILE, predict)
+
+
+def _shares_masks(network: Any) -> bool:
+    """Without the UNet's decoder all passes would be one."""
+    while not isinstance(network, AutoSAM2):
+        network = getattr(network, "module", getattr(network, "_orig_mod", None))  # distributed; compiled
+        if network is None:
+            return False
+    config = network.config
+    in_use = config.uses_sam2 and config.enable_unet_decoder and not config.sam2_mirroring
+    return in_use and not (network.training or network.deep_supervision)
