@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from nnunet_autosam2 import AutoSAM2
-from nnunet_autosam2.architectures.fusion import GATE_LR_MULTIPLIER, GatedFusion
+from nnunet_autosam2.architectures.fusion import GATE_LR_MULTIPLIER, GatedFusion, with_background
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.sam2.volume import take_slices
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
@@ -105,7 +105,7 @@ def test_anisotropic_patches(make_network):
     assert output.logits.shape == (1, 3, 20, 32, 48)
     assert [tuple(logits.shape[2:]) for logits in output.unet] == [(20, 32, 48), (20, 16, 24), (10, 8, 12)]
     assert network.output_strides == [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
-    assert output.sam2.logits.shape == (1, 3, 6, 32, 48)
+    assert output.sam2.logits.shape == (1, 2, 6, 32, 48)
 
 
 @EVERY_MODE
@@ -124,15 +124,13 @@ def test_training_output(make_network, mode, region_based):
         assert output.logits is output.unet[0]
         return
     regions = 3 if region_based else 2
-    assert output.sam2.logits.shape == (2, 3, 5, *SIZE[1:])
+    assert output.sam2.logits.shape == (2, regions, 5, *SIZE[1:])
     assert output.sam2.predicted_iou.shape == output.sam2.object_score.shape == (2, regions, 5)
     assert output.sam2.points.shape == (2, regions, 5, 15, 2)
     assert output.sam2.labels.shape == (2, regions, 5, 15)
     assert output.sam2.prompted.all()
     foreground = output.unet[0].sigmoid() if region_based else output.unet[0].softmax(1)[:, 1:]
     assert torch.equal(output.sam2.slices, select_slices(foreground, 5))
-    if not region_based:
-        assert not output.sam2.logits[:, 0].any()
     assert len(output.unet) == (1 if mode == "SAM2 only" else 3)
 
 
@@ -209,11 +207,13 @@ def test_output_is_the_blend_of_the_probabilities(make_network, region_based, fu
     network.set_deep_supervision(True)
     with torch.no_grad():
         output = network(make_volume())
+    all_logits = (output.logits, output.unet[0], with_background(output.sam2.logits, region_based))
     if region_based:
-        fused, unet, sam2 = (logits.sigmoid() for logits in (output.logits, output.unet[0], output.sam2.logits))
+        fused, unet, sam2 = (logits.sigmoid() for logits in all_logits)
         expected = tumor * unet + (1 - tumor) * sam2
     else:
-        fused, unet, sam2 = (logits.softmax(1) for logits in (output.logits, output.unet[0], output.sam2.logits))
+        fused, unet, sam2 = (logits.softmax(1) for logits in all_logits)
+        assert torch.equal(sam2, output.fused.sam2.softmax(1))
         weight = torch.tensor([background, tumor, tumor]).view(3, 1, 1, 1)
         expected = F.normalize(weight * unet + (1 - weight) * sam2, p=1, dim=1)
     # A learned gate starts a thousandth away from 0 and 1, where it could not learn.
