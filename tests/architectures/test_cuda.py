@@ -1,6 +1,7 @@
 """On a GPU: what a CPU computes, training in mixed precision, and less memory than SAM2 would like to have."""
 
 import copy
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -133,6 +134,7 @@ def test_out_of_memory_halves_the_chunks(make_network, exact, whole_memory, capl
             region_based=True, slice_fraction=1.0, sam2_image_size=256, sam2_chunk_size=chunk
         ).cuda()
         network.train(trains).set_deep_supervision(trains)
+        gc.collect()  # networks of other tests would count
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         while (logits := one_pass(network)) is None:
