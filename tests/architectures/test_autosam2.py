@@ -176,12 +176,6 @@ def test_slices_and_masks_belong_together(make_network):
         assert torch.equal(output.logits[b, :, beyond[b]], output.unet[0][b, :, beyond[b]])
 
 
-def test_take_slices():
-    volume = torch.arange(2 * 3 * 4).view(2, 3, 4, 1, 1)
-    taken = take_slices(volume, torch.tensor([[0, 2], [1, 3]]))
-    assert taken[..., 0, 0].tolist() == [[0, 4, 8], [2, 6, 10], [13, 17, 21], [15, 19, 23]]
-
-
 # set_mode
 
 
