@@ -28,12 +28,12 @@ from nnunet_autosam2.dataset_conversion.cases import (
 )
 from nnunet_autosam2.dataset_conversion.checks import WORKERS, check_cases, stamp
 from nnunet_autosam2.dataset_conversion.nifti import relabel, take_channel
-from nnunet_autosam2.dataset_conversion.patients import SPLITS, splits_by_patient
+from nnunet_autosam2.dataset_conversion.patients import SPLITS, plan_folds
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, require_distinct
 from nnunet_autosam2.support.staging import locked, open_unfinished, resumable_folder
 
 RELEASE_KEY = "brats_release"
-"""Of dataset.json, where nnU-Net passes over it and carries it along to models and predictions."""
+"""Key of dataset.json, which nnU-Net passes over and carries along to models and predictions"""
 LONGEST_NAME = 200
 """Bytes. File systems take 255 for a name, and folders beside the data set's have longer ones."""
 
@@ -49,7 +49,7 @@ class ConvertedDataset(NamedTuple):
     empty: list[Path]
     """Folders without files, which mean nothing."""
     folds: list[str]
-    """What there is to say about folds; empty: no patient has several cases, and nnU-Net's own folds are as good."""
+    """Messages about folds; empty: no patient has several cases, and nnU-Net's own folds are as good."""
 
 
 def convert_brats(
@@ -108,7 +108,7 @@ def convert_brats(
         cases = [case for case in cases if case.name not in checked.left_out]
         state = {"request": request, "release": checked.release.name, "left_out": checked.left_out}
         training = [case.name for case in cases if case.segmentation]
-        splits, folds = splits_by_patient(training, folder)
+        splits, folds = plan_folds(training, folder)
         dataset = ConvertedDataset(
             folder,
             checked.release,

@@ -105,7 +105,12 @@ def release_named(name: str) -> Release:
 
 
 def release_by_labels(candidates: Sequence[Release], labels: Sequence[Collection[float]]) -> Release:
-    """The one whose labels explain the most cases, of equals the earliest: no fourth label seen, none assumed.
+    """Release whose labels explain the most cases, of equals the earliest: no fourth label seen, none assumed.
+
+    Of 2023-gli and 2024-gli:
+
+        {0, 1, 2, 3}, {0}       → 2023-gli
+        {0, 1, 2, 3}, {0, 4}    → 2024-gli
 
     Args:
         labels: those that occur, case by case.

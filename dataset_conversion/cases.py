@@ -20,14 +20,14 @@ Tree = dict[Path, list[str]]
 
 @dataclass(frozen=True)
 class SourceCase:
-    """The files of one case; without a segmentation it is a test case."""
+    """Files of one case in a release; without a segmentation it is a test case."""
 
     name: str
     images: Mapping[str, Path]
     """Modality → its file, which does not have to exist."""
     segmentation: Path | None
     surplus: tuple[Path, ...]
-    """The same volumes once more, with another ending."""
+    """Files with the same volumes and another ending"""
 
     @property
     def files(self) -> list[Path]:
@@ -83,7 +83,7 @@ def releases_by_names(source: Path, tree: Tree) -> list[Release]:
 
 
 def find_source_cases(tree: Tree, release: Release) -> list[SourceCase]:
-    """Sorted by name; a name may be there more than once."""
+    """Cases in the release's layout, sorted by name; a name may be there more than once."""
     cases = _stacked(tree, release) if release.stack else _separate(tree, release)
     return sorted(cases, key=lambda case: case.name)
 

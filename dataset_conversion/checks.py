@@ -27,7 +27,7 @@ WORKERS = min(8, os.cpu_count() or 1)  # each holds a case's largest file
 class Findings(NamedTuple):
     problems: list[str]
     labels: frozenset[float]
-    """In the segmentation; empty where there is none that can be read."""
+    """Labels in the segmentation; empty where there is none that can be read"""
 
 
 class CheckedCases(NamedTuple):
@@ -109,13 +109,13 @@ def _findings(cases: list[SourceCase], release: Release, kept: Path) -> list[Fin
 
 
 def _key(case: SourceCase, release: Release) -> str:
-    """What the findings depend on."""
+    """Everything that the findings depend on: layout, modalities, and size and time of each file."""
     files = [[str(file), stamp(file)] for file in (*case.files, *case.surplus)]
     return json.dumps([release.layout, list(case.images), str(case.segmentation), files])
 
 
 def _read_kept(file: Path) -> dict[str, Findings]:
-    """The last line may be cut off."""
+    """Read `checks.jsonl`, whose last line may be cut off."""
     known = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         with suppress(ValueError, TypeError):
@@ -125,7 +125,7 @@ def _read_kept(file: Path) -> dict[str, Findings]:
 
 
 def stamp(file: Path) -> list[int] | None:
-    """What changes when the file does."""
+    """Size and time of the last change, in bytes and nanoseconds; None without such a file."""
     try:
         status = file.stat()
     except OSError:
@@ -134,7 +134,7 @@ def stamp(file: Path) -> list[int] | None:
 
 
 def check_case(case: SourceCase, release: Release) -> Findings:
-    """No problem when all files can be read, are finite and share one grid, and no image is empty."""
+    """Find what is wrong: nothing if all files can be read, are finite and share one grid, and no image is empty."""
     problems = [f"{file}.gz and {file.name} both exist: remove one." for file in case.surplus]
     grids: dict[Path, Geometry] = {}
     labels: frozenset[float] = frozenset()

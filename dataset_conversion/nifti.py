@@ -21,7 +21,7 @@ from nnunet_autosam2.support.access import require_file
 LARGE = 2**28
 """Bytes. What claims to be larger is measured before memory is taken for it."""
 LABEL_NOISE = 1e-3
-"""Of scaling and of arithmetic in single precision"""
+"""Difference from a whole number that scaling and arithmetic in single precision may leave"""
 
 _one_reader = Lock()  # SimpleITK asks HDF5 about every file, which is not safe in threads (its issue 74)
 
@@ -63,7 +63,7 @@ def read_volume(file: Path, dimensions: int = 3) -> tuple[Geometry, np.ndarray]:
             raise DatasetError(f"{file} has no voxels: its shape is {image.shape}.")
         if image.get_data_dtype().kind not in "iuf":
             raise DatasetError(f"{file} does not hold numbers: its data type is {image.get_data_dtype()}.")
-        _measure(file, image)
+        _require_complete(file, image)
         voxels = _read_voxels(file, image)
         with _one_reader:
             header = sitk.ImageFileReader()
@@ -82,7 +82,7 @@ def read_volume(file: Path, dimensions: int = 3) -> tuple[Geometry, np.ndarray]:
 
 
 def _read_voxels(file: Path, image: nibabel.Nifti1Image) -> np.ndarray:
-    """To the end of a compressed file, where its checksum is."""
+    """Read to the end of a compressed file, where its checksum is."""
     if file.suffix != ".gz":
         return np.asanyarray(image.dataobj)
     with gzip.open(file) as stream:
@@ -93,7 +93,7 @@ def _read_voxels(file: Path, image: nibabel.Nifti1Image) -> np.ndarray:
 
 
 def _fault_of_end(stream: gzip.GzipFile) -> Exception | None:
-    """What is wrong with the rest. After a whole file there may be anything, as a tape adds it."""
+    """Fault of the rest of a file, if any. After a whole file there may be anything, as a tape adds it."""
     rest = LARGE
     try:
         while rest > 0 and (piece := stream.read(2**20)):
@@ -112,7 +112,7 @@ def _reason(file: Path, error: Exception) -> str:
     return (str(error).strip().splitlines()[-1:] or [type(error).__name__])[0]
 
 
-def _measure(file: Path, image: nibabel.Nifti1Image) -> None:
+def _require_complete(file: Path, image: nibabel.Nifti1Image) -> None:
     claimed = image.header.get_data_offset() + int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
     if claimed <= LARGE:
         return
@@ -143,7 +143,7 @@ def unknown_labels(voxels: np.ndarray, labels: tuple[int, ...]) -> list[float]:
 
 
 def listed_labels(labels: Iterable[float]) -> str:
-    """The first of them as they are in a file: 2.5, or 3 for 3.0."""
+    """List the first of them as they are in a file: 2.5, or 3 for 3.0."""
     return listed([f"{label:.0f}" if float(label).is_integer() else f"{label:.7g}" for label in labels])
 
 

@@ -1,4 +1,4 @@
-"""Which cases are of one patient, and folds that keep them together."""
+"""Patients, told by the names of their cases, and folds that keep the cases of a patient together."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nnunet_autosam2.errors import DatasetError, listed
 from nnunet_autosam2.support.plans import read_json
 
 Splits = list[dict[str, list[str]]]
-"""Of nnU-Net: `[fold]["train" or "val"]` → cases"""
+"""Folds as nnU-Net has them: `[fold]["train" or "val"]` → cases"""
 SPLITS = "splits_final.json"
 FOLDS, SEED = 5, 12345
-"""Of nnU-Net"""
+"""Number of folds and seed of nnU-Net's cross-validation"""
 SCANS = (
     re.compile(r"(brats(?:-[a-z]+)+-\d+)-\d+", re.IGNORECASE),  # from 2023 on: BraTS-GLI-00001-100
     re.compile(r"(brats(?:1\d)?_(?:2013|cbica|mda|tcia\d*|tmc|uab|washu)_[a-z0-9]+)_\d+", re.IGNORECASE),  # before 2020
@@ -27,7 +27,10 @@ SCANS = (
 
 
 def patient_of(case: str) -> str:
-    """The case itself, where its name does not tell the patient from the scan."""
+    """Patient of a case: `BraTS-GLI-00001` of `BraTS-GLI-00001-100`, and `Brats17_TCIA_430` of `Brats17_TCIA_430_1`.
+
+    The case itself, where its name does not tell the patient from the scan.
+    """
     return next((match[1] for pattern in SCANS if (match := pattern.fullmatch(case))), case)
 
 
@@ -68,8 +71,8 @@ def leaks(splits: Splits, folds: Sequence[int]) -> Iterator[str]:
             )
 
 
-def splits_by_patient(training: Sequence[str], folder: Path) -> tuple[Splits, list[str]]:
-    """For a raw dataset, from which nnU-Net's planning copies it to `$nnUNet_preprocessed`, where training reads it.
+def plan_folds(training: Sequence[str], folder: Path) -> tuple[Splits, list[str]]:
+    """Folds for a raw dataset. nnU-Net's planning copies them to `$nnUNet_preprocessed`, where trainings read them.
 
     Returns:
         Folds to write into `folder`, none where nnU-Net's own are as good or nothing can be done, and what to say.
@@ -80,23 +83,23 @@ def splits_by_patient(training: Sequence[str], folder: Path) -> tuple[Splits, li
     splits, number = split_by_patient(training), f"{len(patients)} patients with {len(training)} training cases"
     if not splits:
         return [], ["WARNING: all training cases are of one patient. Every fold will validate on whom it trains on."]
-    said = [
+    messages = [
         f"Folds by patient, for {number}: {len(splits)}, in {folder / SPLITS}. nnUNetv2_plan_and_preprocess copies it "
         "to nnUNet_preprocessed, where trainings read it."
     ]
     if len(splits) < FOLDS:
-        said.append(f"WARNING: train folds 0 to {len(splits) - 1} alone. nnU-Net makes others at random, by case.")
+        messages.append(f"WARNING: train folds 0 to {len(splits) - 1} alone. nnU-Net makes others at random, by case.")
     there = Path(nnUNet_preprocessed, folder.name, SPLITS) if nnUNet_preprocessed else None
     if there is None or not os.path.lexists(there) or (problems := _problems(there, splits)) is None:
-        return splits, said
+        return splits, messages
     if not problems:
         return [], [f"Folds: those in {there}, which keep the cases of a patient together, too ({number})."]
     remedy = f"WARNING: {there} exists and is left alone. Remove it, or planning stops, because it differs from ours."
-    return splits, [*said, remedy, *problems]
+    return splits, [*messages, remedy, *problems]
 
 
 def _problems(file: Path, splits: Splits) -> list[str] | None:
-    """Of folds that are there already; None: they are the same."""
+    """Faults of the folds that `file` has already; None: they are the same."""
     try:
         found = read_json(file)
         return None if found == splits else list(leaks(found, range(len(found))))

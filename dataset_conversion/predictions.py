@@ -20,11 +20,11 @@ from nnunet_autosam2.support.staging import staged_folder
 from nnunet_autosam2.support.text import printable
 
 CONVERTED_KEY = "brats_labels_of"
-"""Of dataset.json beside converted predictions: the release whose labels they have"""
+"""Key of dataset.json beside converted predictions: the release whose labels they have"""
 
 
-class Recorded(BaseModel):
-    """Of dataset.json, whatever else is in it."""
+class RecordedRelease(BaseModel):
+    """Entry of dataset.json that `convert_brats` writes."""
 
     brats_release: StrictStr | None = None
 
@@ -63,14 +63,14 @@ def predictions_to_brats(predictions: Path, output: Path, release: str | None = 
 
 
 def recorded_release(folder: Path) -> Release:
-    """What `convert_brats` wrote into dataset.json; nnU-Net copies it beside predictions and into models.
+    """Release that `convert_brats` wrote into dataset.json; nnU-Net copies it beside predictions and into models.
 
     Searched in `folder` and the two above it, which covers labelsTr of a dataset and fold_0/validation of a model.
     """
     places = [place / "dataset.json" for place in (folder.absolute(), *folder.absolute().parents[:2])]
     there = [file for file in places if file.exists()]
     for file in there:
-        name = checked(read_json(file), Recorded, file).brats_release
+        name = checked(read_json(file), RecordedRelease, file).brats_release
         _require_unconverted(file)
         if name:
             return release_named(name)
@@ -82,7 +82,7 @@ def recorded_release(folder: Path) -> Release:
 
 
 def _require_unconverted(dataset_json: Path) -> None:
-    """A second time, labels would change places and nobody would notice."""
+    """Refuse a second conversion, in which labels would change places and nobody would notice."""
     try:
         content = read_json(dataset_json)
     except DatasetError:
@@ -95,7 +95,7 @@ def _require_unconverted(dataset_json: Path) -> None:
 
 
 def _labels_of(release: Release) -> dict[str, Any]:
-    """The release's own, for `autosam2 evaluate` and nnUNetv2_evaluate_folder."""
+    """Content of a dataset.json in the release's labels, for `autosam2 evaluate` and nnUNetv2_evaluate_folder."""
     original = release.original
     regions = {name: sorted(original[label] for label in labels) for name, labels in release.regions.items()}
     return {

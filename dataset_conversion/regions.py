@@ -12,9 +12,9 @@ children, the cystic component.
 
 class Region(NamedTuple):
     name: str
-    """In dataset.json"""
+    """Name in dataset.json"""
     labels: tuple[int, ...]
-    """In a converted data set"""
+    """Labels in a converted data set"""
 
 
 REGIONS = {

@@ -146,7 +146,7 @@ def main(
 
 
 def stop(*_: object) -> NoReturn:
-    """As an exception, so that the command at work ends, too."""
+    """Raise an exception, so that the command at work ends, too."""
     raise click.ClickException("Stopped. Start it again to go on.")
 
 
@@ -253,7 +253,7 @@ class Experiment:
         )  # fmt: skip
 
     def _link_as_baseline(self, folder: Path) -> None:
-        """Where `backbone_checkpoint=auto` looks for nnU-Net's own trainer."""
+        """Link the folder to where `backbone_checkpoint=auto` looks for nnU-Net's own trainer."""
         link = folder.with_name("__".join(["nnUNetTrainer", *folder.name.split("__")[1:]]))
         if not link.is_symlink():
             link.symlink_to(folder.name)
@@ -305,7 +305,7 @@ def stamp_file(output: Path, name: str) -> Path:
 
 
 def left_out_cases(output: Path) -> list[str]:
-    """Of each fold."""
+    """Case that each fold leaves out."""
     splits = json.loads((output / "preprocessed" / NAME / "splits_final.json").read_text())
     return [split["val"][0] for split in splits]
 
@@ -338,7 +338,7 @@ def report(output: Path) -> None:
 
 
 def evaluate(output: Path, predicted: dict[Run, str]) -> dict[str, Any]:
-    """What `autosam2 evaluate` writes about each run and the case that it has predicted."""
+    """Content of scores.json of `autosam2 evaluate`, for each run and the case that it has predicted."""
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         predictions, truths = folder / "predictions", folder / "truths"
@@ -415,7 +415,7 @@ def markdown(settings: dict[str, Any], metrics: str, results: list[Result]) -> I
 
 
 def row(results: list[Result], metric: int, reference: dict[tuple, np.ndarray]) -> list[str]:
-    """Of one arm; compared with the arm of reference run by run."""
+    """Row of one arm, compared with the arm of reference run by run."""
     scores = np.stack([result.scores[metric] for result in results])
     gains = [
         np.nanmean(result.scores[metric] - reference[result.run[1:]][metric])

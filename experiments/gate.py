@@ -267,7 +267,7 @@ def row(seed: int, name: str, scores: np.ndarray, *others: float) -> str:
 
 
 def verdict(what: str, values: Sequence[float], least: float) -> bool:
-    """Of the mean over seeds."""
+    """Print and return whether the mean over seeds passes."""
     passed = bool(np.mean(values) >= least)
     seeds = ", ".join(f"{value:+.3f}" for value in values)
     click.echo(f"{'PASS' if passed else 'FAIL'}: {what} {np.mean(values):+.3f} ({seeds}), at least {least:+.2f}")

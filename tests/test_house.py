@@ -153,3 +153,37 @@ def test_paths_that_a_document_names_exist(document: Path):
         if not any((ROOT / base).exists() for base in (parts, parts.with_suffix(".py"), *parts.parents[:2])):
             missing.add(name)
     assert not missing
+
+
+GLOSSARY = [
+    line.split("|")[1].strip()
+    for line in (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("|")
+][2:]
+
+
+def test_glossary_is_short_and_in_order():
+    assert 10 < len(GLOSSARY) <= 40
+    assert sorted(GLOSSARY, key=str.lower) == GLOSSARY
+
+
+NOT_A_BEGINNING = ("Of ", "Who ", "Whether ", "What ", "Which ", "For ", "By ", "From ", "As ", "In ", "Before ")
+
+
+def documented(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and text of every docstring, those below attributes and constants included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value.strip()
+
+
+@pytest.mark.parametrize("room", ["benchmark", "dataset_conversion", "evaluation", "report", "show", "support"])
+def test_docstrings_begin_with_a_verb_or_a_noun(room: str):
+    wrong = {
+        f"{module}:{line}: {text.splitlines()[0]}"
+        for module, tree in MODULES.items()
+        if module.startswith(f"{PACKAGE}.{room}")
+        for line, text in documented(tree)
+        if text.startswith(NOT_A_BEGINNING)
+    }
+    assert not wrong

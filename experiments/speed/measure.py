@@ -21,7 +21,7 @@ FORWARD, STEP = "forward", "training step"
 
 
 class Bench:
-    """The same volumes for all."""
+    """Volumes and targets, the same for all."""
 
     def __init__(self, setting: Setting) -> None:
         torch.manual_seed(0)
@@ -53,7 +53,7 @@ class Bench:
 
 
 class Measured:
-    """Of one competitor at one kind of work."""
+    """Measurements of one competitor at one kind of work."""
 
     def __init__(self, operations: int) -> None:
         self.operations = operations
@@ -77,7 +77,7 @@ def interleaved(bench: Bench, competitors: Mapping[str, Competitor], work: str, 
 
 
 def seconds_by_depth(setting: Setting, competitor: Competitor, rounds: int) -> dict[int, list[float]]:
-    """Of a forward pass of volumes of a quarter of the patch's depth, a half, three quarters and all of it."""
+    """Seconds of a forward pass of volumes of a quarter of the patch's depth, a half, three quarters and all of it."""
     depth, height, width = setting.patch_size
     benches = {
         part * depth // 4: setting._replace(patch_size=(part * depth // 4, height, width)) for part in (1, 2, 3, 4)

@@ -1,4 +1,4 @@
-"""What all networks of a run share."""
+"""Setting that all networks of a run share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BRATS = {
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     },
 }
-"""What nnU-Net plans for BraTS; the patch is 128³."""
+"""Plans of nnU-Net for BraTS; the patch is 128³."""
 
 
 class Setting(NamedTuple):
@@ -47,13 +47,13 @@ class Setting(NamedTuple):
     batch_size: int
     channels: int
     features: tuple[int, int]
-    """Of nnU-Net's network, at full resolution and at most"""
+    """Features of nnU-Net's network, at full resolution and at most"""
     sam2_model: str
     sam2_image_size: int
     sam2_precision: str
     device: str
     compiled: bool
-    """As the trainers do it on a GPU"""
+    """Compile as the trainers do it on a GPU"""
     gpu_memory: float | None
     """GiB that the peak of memory may reach; None: what the GPU has"""
 

@@ -35,13 +35,13 @@ class SliceBySlice:
         slices = select_slices(probabilities, num_slices(volume.shape[2], self.fraction))
         fused = probabilities.cpu().numpy()
         for sample, selected in enumerate(slices.tolist()):
-            asked = {z: self._masks(volume[sample, :, z], probabilities[sample, :, z]) for z in selected}
+            prompted = {z: self._masks(volume[sample, :, z], probabilities[sample, :, z]) for z in selected}
             for z in range(selected[0], selected[-1] + 1):
                 below = bisect_right(selected, z) - 1
                 lower, upper = selected[below], selected[min(below + 1, len(selected) - 1)]
                 weight = (z - lower) / max(1, upper - lower)
                 for region in range(fused.shape[1]):
-                    mask = (1 - weight) * asked[lower][region] + weight * asked[upper][region]
+                    mask = (1 - weight) * prompted[lower][region] + weight * prompted[upper][region]
                     fused[sample, region, z] = 0.5 * fused[sample, region, z] + 0.5 / (1 + np.exp(-mask))
         return fused
 

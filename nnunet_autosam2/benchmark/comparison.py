@@ -9,19 +9,19 @@ from scipy import stats
 
 from nnunet_autosam2.benchmark.results import LEAST_CASES, score_of
 from nnunet_autosam2.evaluation.brats_metrics import Scores
-from nnunet_autosam2.evaluation.empty_regions import counted
+from nnunet_autosam2.evaluation.empty_regions import comparable_scores
 
 CONFIDENCE = 0.95
 
 
 class Difference(NamedTuple):
-    """Of the mean over cases, with what chance alone would make of it."""
+    """Difference of the mean over cases, with its confidence interval and p."""
 
     n: int
     dropped: int
-    """Of the cases that both have, those that do not count because neither has the region"""
+    """Number of cases that both have and that do not count, because neither has the region"""
     difference: float | None
-    """None where no case counts"""
+    """Mean over the cases; None where no case counts"""
     low: float | None
     high: float | None
     """Bounds of the 95 % confidence interval by Student's t; None below `LEAST_CASES`, or where all differ alike"""
@@ -30,7 +30,7 @@ class Difference(NamedTuple):
 
 
 def compare(model: Scores, reference: Scores, region: str, metric: str) -> Difference | None:
-    """`model` less `reference`; a region named `mean` is the mean over the regions of each case.
+    """Compare `model` less `reference`; a region named `mean` is the mean over the regions of each case.
 
     Regions that the truth lacks count as `empty_regions` says.
 
@@ -40,7 +40,9 @@ def compare(model: Scores, reference: Scores, region: str, metric: str) -> Diffe
     pairs = []
     common = sorted(model.keys() & reference.keys())
     for case in common:
-        mine, theirs = (score_of(scores, region, metric) for scores in counted([model[case], reference[case]]))
+        mine, theirs = (
+            score_of(scores, region, metric) for scores in comparable_scores([model[case], reference[case]])
+        )
         if mine is not None and theirs is not None:
             pairs.append((mine, theirs))
     if not common:
@@ -58,7 +60,7 @@ def compare(model: Scores, reference: Scores, region: str, metric: str) -> Diffe
 
 
 def interval(differences: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """For their mean. Not by bootstrap, whose intervals are too short for few cases (docs/benchmark.md)."""
+    """Interval of their mean. Not by bootstrap, whose intervals are too short for few cases (docs/benchmark.md)."""
     if differences.size < LEAST_CASES or not np.ptp(differences):
         return None, None
     low, high = stats.t.interval(CONFIDENCE, differences.size - 1, differences.mean(), stats.sem(differences))

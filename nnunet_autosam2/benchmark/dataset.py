@@ -17,14 +17,15 @@ from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 from nnunet_autosam2.evaluation.numbering import Numbering, choose_numbering, numbering_of_dataset
 from nnunet_autosam2.evaluation.pairs import ENDING
 from nnunet_autosam2.show.legend import LegendEntry, legend
-from nnunet_autosam2.support.access import entries, is_looked_at
+from nnunet_autosam2.support.access import entries, is_data
 from nnunet_autosam2.support.dataset_json import read_dataset_json, read_splits
 from nnunet_autosam2.support.json_files import read_json
 from nnunet_autosam2.support.staging import replace_file
 
 
 def find_training_cases(dataset: str) -> dict[str, CaseFiles]:
-    """
+    """Training cases of the raw dataset → their files.
+
     Raises:
         DatasetError: the raw dataset is not there.
     """
@@ -39,12 +40,12 @@ def find_training_cases(dataset: str) -> dict[str, CaseFiles]:
     return {
         str(case): CaseFiles(images=dict(zip(channels, of_case["images"], strict=True)), truth=of_case["label"])
         for case, of_case in files.items()
-        if is_looked_at(str(case))
+        if is_data(str(case))
     }
 
 
 def find_numbering(models: Sequence[ComparedModel]) -> Numbering:
-    """What the labels of their data set mean, if what they predict can be evaluated.
+    """Meaning of the labels of their data set, if what they predict can be evaluated.
 
     Raises:
         DatasetError: it cannot, or one of them was trained when they meant something else.
@@ -95,7 +96,7 @@ def find_splits(dataset: str, folds: Sequence[int], cases: Collection[str]) -> l
 
 
 def _problems(splits: list[dict[str, list[str]]], folds: Sequence[int], cases: Collection[str]) -> Iterator[str]:
-    """Of folds as sets: because of each of them, scores would be wrong or there would be none."""
+    """Faults of folds as sets, each of which would make scores wrong or leave none."""
     for fold in folds:
         train, val = splits[fold]["train"], splits[fold]["val"]
         for side, names in (("training", train), ("validation", val)):

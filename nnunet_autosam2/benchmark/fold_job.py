@@ -16,7 +16,7 @@ from pathlib import Path
 
 import submitit
 
-from nnunet_autosam2.benchmark.kept import Prediction, Training, read_kept
+from nnunet_autosam2.benchmark.kept import PredictionCost, TrainingCost, read_kept
 from nnunet_autosam2.benchmark.models import ComparedModel
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.support.checkpoint import require_nnunet_checkpoint
@@ -31,12 +31,12 @@ END_OF_LOG = 2**16
 
 
 class CommandFailed(Exception):
-    """Says which one, and where its output is."""
+    """Names the command, and where its output is."""
 
 
 @dataclass(frozen=True, eq=False)
 class FoldJob:
-    """Called, it returns None, or what went wrong in one line.
+    """A training run with its predictions. Called, it returns None, or what went wrong in one line.
 
     Args:
         images: of the cases to time, in the order of nnU-Net's channels.
@@ -55,7 +55,7 @@ class FoldJob:
 
     @property
     def folder(self) -> Path:
-        """Where nnU-Net keeps it."""
+        """Folder in which nnU-Net keeps the training run."""
         return self.model.folder / f"fold_{self.fold}"
 
     @property
@@ -68,24 +68,24 @@ class FoldJob:
 
     @property
     def is_validated(self) -> bool:
-        """nnU-Net writes the summary last."""
+        """True once nnU-Net has written the summary, which it does last."""
         return (self.folder / "validation" / "summary.json").is_file() and self._final.is_file()
 
     @property
-    def training(self) -> Training | None:
-        """None if it was not measured here."""
-        return read_kept(self._record("training"), Training)
+    def training(self) -> TrainingCost | None:
+        """Cost of the training run; None if it was not measured here."""
+        return read_kept(self._record("training"), TrainingCost)
 
     @property
-    def prediction(self) -> Prediction | None:
-        """None if it was not measured here."""
-        return read_kept(self._record("prediction"), Prediction)
+    def prediction(self) -> PredictionCost | None:
+        """Cost of predictions; None if it was not measured here."""
+        return read_kept(self._record("prediction"), PredictionCost)
 
     def needs(self, other: FoldJob) -> bool:
         return self.fold == other.fold and self.model.needs(other.model)
 
     def epoch(self) -> str | None:
-        """How far it is, as nnU-Net says in its log."""
+        """Last epoch in nnU-Net's log, as in `Epoch 7`."""
         epochs = re.findall(r": (Epoch \d+)", self._end_of_log()) if self.log.is_file() else []
         return epochs[-1] if epochs else None
 
@@ -167,7 +167,7 @@ class FoldJob:
             raise CommandFailed(f"{what} has ended with exit code {status}: {printable(said)} (log: {self.log})")
 
     def _end_of_log(self) -> str:
-        """All of it may be megabytes, and `epoch` is asked every second."""
+        """The last part alone: all of it may be megabytes, and `epoch` reads it every second."""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - END_OF_LOG))
             return file.read().decode(errors="replace")

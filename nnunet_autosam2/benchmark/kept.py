@@ -1,4 +1,4 @@
-"""What a benchmark keeps of each fold from one start to the next. A file that is damaged is made again."""
+"""Files that a benchmark keeps of each fold from one start to the next. A damaged one is made again."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ Kind = TypeVar("Kind")
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Training(BaseModel):
+class TrainingCost(BaseModel):
+    """Cost of a training run."""
+
     peak_memory_bytes: int = Field(ge=0)
 
 
-class Prediction(BaseModel):
-    """Of the cases that were timed."""
+class PredictionCost(BaseModel):
+    """Cost of predictions: of the cases that were timed."""
 
     seconds: dict[str, Positive]
     peak_memory_bytes: int = Field(ge=0)
@@ -33,7 +35,7 @@ KeptScores = dict[str, dict[str, dict[str, float | None]]]
 
 
 def read_kept(path: Path, kind: type[Kind]) -> Kind | None:
-    """What `path` says; None if it is not there, or not what it has to be: then it is named and set aside."""
+    """Content of `path`; None if it is not there, or not what it has to be: then it is named and set aside."""
     try:
         if path.exists() and (fault := fault_of_file(path)):
             set_aside(path, fault)

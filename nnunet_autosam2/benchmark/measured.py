@@ -10,7 +10,7 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from nnunet_autosam2.benchmark.kept import Training, read_kept
+from nnunet_autosam2.benchmark.kept import TrainingCost, read_kept
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.support.staging import replace_file
 
@@ -28,8 +28,8 @@ def main() -> None:
 def _keep(record: Path, peak: int) -> None:
     """The command counts, not this number: where the disk refuses it, that is said in the log, and all goes on."""
     try:
-        before = read_kept(record, Training)
-        most = Training(peak_memory_bytes=max(peak, before.peak_memory_bytes if before else 0))
+        before = read_kept(record, TrainingCost)
+        most = TrainingCost(peak_memory_bytes=max(peak, before.peak_memory_bytes if before else 0))
         replace_file(record, most.model_dump_json())
     except (OSError, DatasetError) as error:
         print(f"The peak memory is not kept: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a benchmark compares: trainers, each with the plans and the configuration of one dataset."""
+"""Models that a benchmark compares: trainers, each with the plans and the configuration of one dataset."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from nnunet_autosam2.trainers.backbone import BASELINE
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """nnU-Net keeps its results in `<dataset>/<trainer>__<plans>__<configuration>`."""
+    """A trainer with plans and configuration, whose results nnU-Net keeps in `<trainer>__<plans>__<configuration>`."""
 
     dataset: str
     trainer: str
     plans: str
     configuration: str
     slice_fraction: float | None
-    """Of the slices, those that SAM2 may be asked about; 0: none. None: not a trainer of AutoSAM2"""
+    """Fraction of the slices that SAM2 may be prompted on; 0: none. None: not a trainer of AutoSAM2"""
     starts_from_baseline: bool
 
     @property
@@ -37,13 +37,14 @@ class ComparedModel:
         return Path(nnUNet_results) / self.dataset / self.name
 
     def needs(self, other: ComparedModel) -> bool:
-        """Training cannot start before `other`, on the same fold, has ended."""
+        """True if its training run cannot start before `other`, on the same fold, has ended."""
         baseline = (BASELINE, self.plans, self.configuration)
         return self.starts_from_baseline and (other.trainer, other.plans, other.configuration) == baseline
 
 
 def find_models(dataset: str, names: Sequence[str], plans: str, configuration: str) -> list[ComparedModel]:
-    """
+    """Find the models to compare.
+
     Args:
         dataset: ID or name.
         names: trainers, or `trainer__plans__configuration` as nnU-Net calls its results.
@@ -59,7 +60,7 @@ def find_models(dataset: str, names: Sequence[str], plans: str, configuration: s
 
 
 def titles(models: Sequence[ComparedModel]) -> list[str]:
-    """As short as tells them apart."""
+    """Names as short as tells them apart."""
     trainers = [model.trainer for model in models]
     short = len(set(trainers)) == len(trainers)
     return trainers if short else [model.name for model in models]

@@ -1,4 +1,4 @@
-"""What the folds have come to: scores, costs and comparisons, in the form that the report reads."""
+"""Record of a benchmark: scores, costs and comparisons of its folds, in the form that the report reads."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def _fold(job: FoldJob, error: str | None, evaluated: Callable[[FoldJob], Scores
 
 
 def _evaluated(job: FoldJob, numbering: Numbering, challenge: str, num_processes: int | None) -> Scores:
-    """Kept from last time, unless nnU-Net has validated again since."""
+    """Scores of a fold, kept from last time unless nnU-Net has validated again since."""
     file = job.output / "scores" / f"{job.name}__{challenge if numbering.is_brats else 'labels'}.json"
     validated = max(path.stat().st_mtime for path in entries(job.folder / "validation"))
     if file.is_file() and file.stat().st_mtime >= validated and (kept := read_kept(file, KeptScores)):

@@ -1,4 +1,4 @@
-"""What `benchmark.json` says, checked when it is read."""
+"""Data model of `benchmark.json`, checked when it is read."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationEr
 
 from nnunet_autosam2.dataset_conversion.regions import REGIONS, TABLE_ORDER
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.evaluation.empty_regions import RULE, CaseScores, counted
+from nnunet_autosam2.evaluation.empty_regions import RULE, CaseScores, comparable_scores
 from nnunet_autosam2.show.legend import LegendEntry, legend
 from nnunet_autosam2.support.access import require_file
 from nnunet_autosam2.support.json_files import problem
 
 FILE = "benchmark.json"
 MEAN = "mean"
-"""In the place of a region: over those in which a case's metric is defined"""
+"""Name in the place of a region: the mean over those in which a case's metric is defined"""
 DICE, HD95 = "Dice", "HD95"
 BRATS = {"labels": dict(REGIONS.values())}
-"""For a file that names no labels"""
+"""Labels of a file that names none"""
 LEAST_CASES = 10
 """Below, a difference has neither a confidence interval nor a mark that it is one"""
 
@@ -38,7 +38,7 @@ Score = Annotated[float | None, AfterValidator(_defined)]
 
 
 def score_of(case: CaseScores, region: str, metric: str) -> float | None:
-    """Of a case's region → metric → value; None where it is not defined."""
+    """Score of a case in one region, or mean over its regions; None where it is not defined."""
     if region != MEAN:
         return case.get(region, {}).get(metric)
     values = [value for each in case if (value := score_of(case, each, metric)) is not None]
@@ -55,7 +55,7 @@ class CaseResults(BaseModel):
     _counted: CaseScores | None = PrivateAttr(default=None)
 
     def score(self, region: str, metric: str) -> float | None:
-        """As it counts beside the other models of the benchmark."""
+        """Score as it counts beside the other models of the benchmark."""
         return score_of(self.scores if self._counted is None else self._counted, region, metric)
 
     def mean_dice(self) -> float | None:
@@ -63,7 +63,7 @@ class CaseResults(BaseModel):
 
 
 class Curves(BaseModel):
-    """A value an epoch."""
+    """One value per epoch."""
 
     train_loss: list[float] = []
     val_loss: list[float] = []
@@ -90,7 +90,7 @@ class ModelResults(BaseModel):
     trainer: str
     configuration: str
     slice_fraction: float | None
-    """Of the slices that SAM2 sees; None for nnU-Net's own networks"""
+    """Fraction of the slices that SAM2 sees; None for nnU-Net's own networks"""
     parameters: Parameters | None
     folds: list[FoldResults]
 
@@ -103,20 +103,20 @@ class ModelResults(BaseModel):
             yield from fold.cases
 
     def scores(self, region: str, metric: str) -> np.ndarray:
-        """Those that are defined, a value a case."""
+        """Those that are defined, one value per case."""
         values = [result.score(region, metric) for result in self.results()]
         return np.array([value for value in values if value is not None])
 
     def mean_dices(self) -> np.ndarray:
-        """A value a case."""
+        """One value per case."""
         return np.array([value for result in self.results() if (value := result.mean_dice()) is not None])
 
     def training_seconds(self) -> np.ndarray:
-        """A value a fold."""
+        """One value per fold."""
         return np.array([fold.training_seconds for fold in self.folds if fold.training_seconds is not None])
 
     def inference_seconds(self) -> np.ndarray:
-        """A value a case."""
+        """One value per case."""
         return np.array([result.seconds for result in self.results() if result.seconds is not None])
 
     def peak_memory_bytes(self) -> int | None:
@@ -142,7 +142,7 @@ class Comparison(BaseModel):
     """Mean over the n cases of `model` minus `reference`"""
     low: float | None
     high: float | None
-    """Of the 95 % confidence interval; None where there is none"""
+    """Bounds of the 95 % confidence interval; None where there is none"""
     p: float | None
 
     @property
@@ -165,13 +165,13 @@ class Benchmark(BaseModel):
     cases: dict[str, CaseFiles]
     comparisons: list[Comparison]
     regions: list[str] = Field(list(TABLE_ORDER), min_length=1)
-    """In the order of tables and figures"""
+    """Regions in the order of tables and figures"""
     labels: list[LegendEntry] = legend(BRATS)
-    """Of the data set, background left out"""
+    """Labels of the data set, background left out"""
     warnings: list[str] = []
     """Why its numbers say less than they seem to"""
     rules: list[str] = [RULE]
-    """How empty regions, lesions and distances count, a sentence or two each"""
+    """Sentences that say how empty regions, lesions and distances count"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Benchmark:
@@ -194,7 +194,7 @@ class Benchmark(BaseModel):
             for result in model.results():
                 by_case[result.case].append(result)
         for results in by_case.values():
-            for result, scores in zip(results, counted([result.scores for result in results]), strict=True):
+            for result, scores in zip(results, comparable_scores([result.scores for result in results]), strict=True):
                 result._counted = scores
         return self
 
@@ -205,7 +205,8 @@ class Benchmark(BaseModel):
 
 
 def read_benchmark(folder: Path) -> Benchmark:
-    """
+    """Read what `autosam2 benchmark` has written into `folder`.
+
     Raises:
         DatasetError: `folder` holds no `benchmark.json`, or one that does not say what it has to.
     """

@@ -25,7 +25,7 @@ NO_LIMIT_MINUTES = 366 * 24 * 60
 def run_jobs(
     jobs: Sequence[FoldJob], executor: str, at_once: int | None, folder: Path, slurm: Mapping[str, Any]
 ) -> dict[FoldJob, str]:
-    """Each job as soon as there is room and what it needs is done.
+    """Run each job as soon as there is room and what it needs is done.
 
     Args:
         executor: `local`, `slurm`, or `debug` (in this process, one after the other).
@@ -34,7 +34,7 @@ def run_jobs(
         slurm: parameters of sbatch, as `{"partition": "gpu"}`.
 
     Returns:
-        What went wrong, of those that failed.
+        Job that failed → what went wrong.
     """
     waiting = list(jobs)
     errors: dict[FoldJob, str] = {}
@@ -77,7 +77,8 @@ def run_jobs(
 
 
 def require_executor(name: str, slurm: Mapping[str, Any]) -> None:
-    """
+    """Refuse an executor that cannot be used, before anything is trained.
+
     Raises:
         ConfigurationError: there is no such cluster here, or submitit does not know a parameter of `slurm`.
     """
@@ -105,7 +106,7 @@ def _executor(name: str, folder: Path, device: str, place: int, slurm: Mapping[s
 
 @contextmanager
 def _standard_error_into(file: Path) -> Iterator[None]:
-    """Of processes that start meanwhile. submitit's own ends with a traceback whenever a job is stopped."""
+    """Redirect that of processes which start meanwhile: submitit's own ends with a traceback when a job is stopped."""
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = os.dup(2)
     try:

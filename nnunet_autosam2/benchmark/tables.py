@@ -31,7 +31,7 @@ class Row:
     cells: list[Cell]
     note: str = ""
     failed: str = ""
-    """What of this row is missing, and why"""
+    """Folds or cases that this row lacks, and why"""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Table:
     columns: list[str]
     rows: list[Row] = field(default_factory=list)
     heading: str = "Model"
-    """Of the rows' titles"""
+    """Heading of the rows' titles"""
 
     @property
     def starts(self) -> list[int]:
@@ -51,7 +51,7 @@ class Table:
 
 
 def score_table(benchmark: Benchmark, metrics: Sequence[str], caption: str) -> Table | None:
-    """A row a model, columns metric × region, and the mean over the regions for Dice; None without such scores."""
+    """A row per model, columns metric × region, and the mean over the regions for Dice; None without such scores."""
     present = [
         metric
         for metric in metrics
@@ -96,7 +96,7 @@ def _score_column(models: list[ModelResults], region: str, metric: str, cases: i
 
 
 def comparison_tables(benchmark: Benchmark) -> Iterator[Table]:
-    """One a metric: a row a pair of models, a column a region."""
+    """One table per metric: a row per pair of models, a column per region."""
     regions = [*benchmark.regions, MEAN]
 
     def pair(comparison: Comparison) -> tuple[str, str, str]:
@@ -153,7 +153,7 @@ def cost_table(benchmark: Benchmark) -> Table:
 
 
 def case_table(benchmark: Benchmark) -> Table:
-    """A row a case, a column a model: mean Dice over the regions, best in bold; worst cases first."""
+    """A row per case, a column per model: mean Dice over the regions, best in bold; worst cases first."""
     models = benchmark.ordered_models
     by_model = [{result.case: result.mean_dice() for result in model.results()} for model in models]
     table = Table("Dice of each case, mean over the regions (%)", [], [model.title for model in models], heading="Case")
@@ -179,7 +179,7 @@ def slices(model: ModelResults) -> str:
 
 
 def missing(model: ModelResults, benchmark: Benchmark) -> str:
-    """What this model lacks, because of which its means do not compare with the others'."""
+    """Folds or cases that this model lacks, so that its means do not compare with the others'."""
     if model.failed:
         return f"{len(model.failed)} of {len(model.folds)} folds failed"
     lacking = len(benchmark.cases) - len(list(model.results()))

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_autosam2.benchmark.kept import Prediction
+from nnunet_autosam2.benchmark.kept import PredictionCost
 from nnunet_autosam2.benchmark.measured import peak_memory
 from nnunet_autosam2.benchmark.results import Parameters
 from nnunet_autosam2.errors import exit_on_user_error
@@ -33,7 +33,7 @@ def main() -> None:
             predictor.predict_from_files_sequential([images], [str(Path(output, case))])
             seconds[case] = time.perf_counter() - start
     parameters = list(predictor.network.parameters())
-    measured = Prediction(
+    measured = PredictionCost(
         seconds=seconds,
         peak_memory_bytes=peak_memory(),
         parameters=Parameters(

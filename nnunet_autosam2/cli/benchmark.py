@@ -48,15 +48,15 @@ class ManyValues(click.Command):
 @click.option("--device", type=click.Choice(["cuda", "cpu", "mps"]), default="cuda", show_default=True)
 @click.option(
     "--executor", type=click.Choice(["local", "slurm", "debug"]), default="local", show_default=True,
-    help="This machine, a SLURM cluster with a job a fold, or one fold after the other in this process.",
+    help="This machine, a SLURM cluster with a job per fold, or one fold after the other in this process.",
 )  # fmt: skip
-@click.option("--at-once", type=click.IntRange(1), help="Folds at a time. Default: one a GPU here; on SLURM all.")
+@click.option("--at-once", type=click.IntRange(1), help="Folds at a time. Default: one per GPU here; on SLURM all.")
 @click.option("--slurm", multiple=True, metavar="KEY=VALUE...", help="For sbatch, as in partition=gpu time=2880.")
 @click.option("--timed-cases", type=click.IntRange(0), default=3, show_default=True,
-              help="Of a fold, predicted once more one by one, for the time of a case.")  # fmt: skip
+              help="Cases per fold that are predicted once more, one by one, to time them.")  # fmt: skip
 @click.option("--challenge", type=click.Choice(list(CHALLENGES)), default="gli", show_default=True,
-              help="Of BraTS, whose rules the metrics follow.")  # fmt: skip
-@click.option("--num-processes", type=click.IntRange(1), help="Cases to evaluate at a time. Default: one a CPU core.")
+              help="Challenge of BraTS whose rules the metrics follow.")  # fmt: skip
+@click.option("--num-processes", type=click.IntRange(1), help="Cases to evaluate at a time. Default: one per CPU core.")
 @click.option("--evaluate-only", is_flag=True, help="Train nothing: compare what is there.")
 @click.option("--viewer-cases", type=click.IntRange(0), default=3, show_default=True, help="In the report.")
 def command(
@@ -167,7 +167,7 @@ def _slurm_parameters(assignments: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _places(executor: str, device: str) -> int | None:
-    """None: no limit."""
+    """Jobs at a time; None: no limit."""
     import torch
 
     if executor == "slurm":

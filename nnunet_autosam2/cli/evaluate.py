@@ -22,7 +22,7 @@ from nnunet_autosam2.evaluation.numbering import NUMBERINGS
     type=click.Choice(list(CHALLENGES)),
     default="gli",
     show_default=True,
-    help="Of BraTS, whose rules to take.",
+    help="Challenge of BraTS whose rules count.",
 )
 @click.option(
     "--labels",

@@ -26,7 +26,9 @@ OPTIONS_OF = {"-m": ("fold", "checkpoint"), "-d": ("configuration", "plans", "tr
 @click.option(
     "--truth", type=click.Path(path_type=Path), help="Label file. Default: in labelsTr if CASE is in imagesTr."
 )
-@click.option("--slices", type=click.IntRange(min=1), help="Only so many, those with the largest foreground.")
+@click.option(
+    "--slices", type=click.IntRange(min=1), help="Only so many prompted slices, those with the largest foreground."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder. Default: autosam2_CASE.")
 @click.option("--device", default="cpu", show_default=True)
 @click.pass_context
@@ -46,8 +48,7 @@ def command(
     output: Path | None,
     device: str,
 ) -> None:
-    """Draw a picture of each slice on which SAM2 is asked: its image, its prompts, and the masks of SAM2, UNet, fusion
-    and truth.
+    """Draw a picture of each prompted slice: its image, its prompts, and the masks of SAM2, UNet, fusion and truth.
 
     CASE is what the paths of the case's files have in common, as in imagesTs/BraTS2021_00042.
 

@@ -87,17 +87,17 @@ def evaluate(
             "Resample to 1 mm, as BraTS is, for distances in mm."
         )
     # Imported once here, so that forked processes have it.
-    measure: Callable[[Pair], Any]
+    score: Callable[[Pair], Any]
     if numbering.is_brats:
         import brats_evaluation  # noqa: F401
 
-        measure = partial(_measure, challenge=challenge, numbering=numbering)
+        score = partial(_score, challenge=challenge, numbering=numbering)
     else:
         from nnunet_autosam2.evaluation import label_metrics
 
-        measure = partial(label_metrics.measure, numbering=numbering, tolerance=TOLERANCE)
+        score = partial(label_metrics.score, numbering=numbering, tolerance=TOLERANCE)
     try:
-        measured: list[Any] = process_map(measure, pairs, workers, "evaluate")
+        measured: list[Any] = process_map(score, pairs, workers, "evaluate")
     except BrokenProcessPool as error:
         raise OutOfMemoryError(
             f"A process of {workers} was ended by the system, most likely because memory ran out: "
@@ -121,7 +121,7 @@ def evaluate(
 
 
 def require_brats_evaluation() -> str:
-    """Its version.
+    """Version of the package.
 
     Raises:
         AutoSAM2Error: it is not installed.
@@ -163,8 +163,8 @@ def _check(pair: Pair, numbering: Numbering) -> Check:
     return Check(problems, grids[-1].spacing if grids else ())
 
 
-def _measure(pair: Pair, challenge: str, numbering: Numbering) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """What `brats-evaluate` writes of a case, and its voxel counts by region."""
+def _score(pair: Pair, challenge: str, numbering: Numbering) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Results that `brats-evaluate` writes of a case, and its voxel counts per region."""
     from brats_evaluation import config_path
     from panoptica import Panoptica_Evaluator
 
@@ -228,7 +228,7 @@ def _silence() -> Iterator[None]:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> float:
-    """Of the voxels in these masks."""
+    """Voxels in `part`, as a fraction of those in `whole`; NaN without any."""
     return float(part.sum() / whole.sum()) if whole.any() else math.nan
 
 

@@ -18,21 +18,21 @@ SMALL_LESION = 20.0
 """mm³, and the smallest Dice of a lesion that is found: the defaults of `brats-parse-metrics mets`"""
 FOUND_LESION = 0.1
 
-EMPTY_REGIONS = (
+EMPTY_REGION_RULE = (
     f"A region that neither truth nor prediction has is not scored. Where one of them lacks it, or they have no voxel "
     f"in common, HD95 is {LARGEST_DISTANCE:g} mm and all others are 0; sensitivity is not defined without truth."
 )
-LESION_WISE = "Lesion-wise values are means over the lesions that overlap one of the prediction, one to one."
-LESION_WISE_OF_METS = (
+LESION_RULE = "Lesion-wise values are means over the lesions that overlap one of the prediction, one to one."
+METS_LESION_RULE = (
     f"Lesion-wise values are means over the lesions of {SMALL_LESION:g} mm³ and more; each that is not found and each "
     f"false one counts as 0, and {LARGEST_DISTANCE:g} mm. Without such a lesion in the truth they are not defined."
 )
-DISTANCES = "On the 1 mm grid of BraTS, HD95 is in mm, and NSD allows 0.5 mm between surfaces, lesion-wise 1 mm."
+DISTANCE_RULE = "On the 1 mm grid of BraTS, HD95 is in mm, and NSD allows 0.5 mm between surfaces, lesion-wise 1 mm."
 
 
 TOLERANCE = 1.0
 """mm, of NSD in labels other than BraTS's"""
-OTHER_LABELS = (
+RULES_OF_OTHER_LABELS = (
     "A region that neither truth nor prediction has is not scored. Where one of them lacks it, HD95 is the diagonal of "
     "the image and all others are 0.",
     "Surfaces are the outermost voxels of a region, and distances are in mm: HD95 is the larger one of the 95th "
@@ -41,7 +41,7 @@ OTHER_LABELS = (
 
 
 def rules(challenge: str, is_brats: bool = True) -> tuple[str, ...]:
-    """How empty regions, lesions and distances count, a sentence or two each."""
+    """Sentences that say how empty regions, lesions and distances count."""
     if not is_brats:
-        return OTHER_LABELS
-    return EMPTY_REGIONS, LESION_WISE_OF_METS if challenge == "mets" else LESION_WISE, DISTANCES
+        return RULES_OF_OTHER_LABELS
+    return EMPTY_REGION_RULE, METS_LESION_RULE if challenge == "mets" else LESION_RULE, DISTANCE_RULE

@@ -1,4 +1,4 @@
-"""How a region counts that the truth lacks, when models are compared: one rule for every table and figure."""
+"""Empty regions in comparisons of models: one rule for every table and figure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ RULE = (
 )
 
 
-def counted(models: Sequence[CaseScores]) -> list[dict[str, dict[str, float | None]]]:
-    """What the scores of one case count when these models are compared: each value is defined for all or for none.
+def comparable_scores(models: Sequence[CaseScores]) -> list[dict[str, dict[str, float | None]]]:
+    """Scores of one case as they count when these models are compared: each value is defined for all or for none.
 
-    A region whose Dice is not defined is one that neither truth nor prediction has.
+    A region whose Dice is not defined is one that neither truth nor prediction has. Dice of ET, which the truth lacks:
+
+        None and 0.0 → 1.0 and 0.0      the second model invents it
+        None and None → None and None   dropped for both
     """
     filled: list[dict[str, dict[str, float | None]]] = [{} for _ in models]
     for region in _keys(models):
@@ -33,7 +36,7 @@ def counted(models: Sequence[CaseScores]) -> list[dict[str, dict[str, float | No
 
 
 def _counted(scores: Mapping[str, float | None], metric: str) -> float | None:
-    """The best there is for a region that is rightly left out."""
+    """Score of a metric, the best there is for a region that is rightly left out."""
     value = scores.get(metric)
     if value is None and "Dice" in scores and scores["Dice"] is None:
         return 0.0 if metric in MILLIMETRES else 1.0

@@ -13,7 +13,7 @@ from nnunet_autosam2.evaluation.numbering import Numbering
 from nnunet_autosam2.evaluation.pairs import Pair
 
 
-def measure(pair: Pair, numbering: Numbering, tolerance: float) -> dict[str, dict[str, float]]:
+def score(pair: Pair, numbering: Numbering, tolerance: float) -> dict[str, dict[str, float]]:
     """Region → metric → value; NaN in a region that neither truth nor prediction has.
 
     Args:
@@ -34,7 +34,7 @@ def measure(pair: Pair, numbering: Numbering, tolerance: float) -> dict[str, dic
 def _scores(
     prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...], tolerance: float
 ) -> dict[str, float]:
-    """Of masks [Z, Y, X]. HD95 without one of the surfaces is the diagonal of the image."""
+    """Scores of masks [Z, Y, X]. HD95 without one of the surfaces is the diagonal of the image."""
     if not truth.any() or not prediction.any():
         if truth.any() == prediction.any():
             return dict.fromkeys(("Dice", "IoU", "HD95", "NSD"), math.nan)

@@ -16,7 +16,7 @@ from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release
 from nnunet_autosam2.dataset_conversion.nifti import read_volume
 from nnunet_autosam2.dataset_conversion.regions import REGIONS
 from nnunet_autosam2.errors import DatasetError, listed
-from nnunet_autosam2.support.dataset_json import Labelled
+from nnunet_autosam2.support.dataset_json import DatasetLabels
 from nnunet_autosam2.support.json_files import checked, read_json
 
 
@@ -42,7 +42,7 @@ class Numbering:
         return "; ".join(f"{region} {' '.join(map(str, labels))}" for region, labels in self.regions.items())
 
     def means_the_same(self, other: Numbering, labels: Collection[int | float]) -> bool:
-        """As far as these labels go."""
+        """Compare the two as far as these labels go."""
 
         def of(numbering: Numbering) -> dict[str, set[int]]:
             return {region: set(of_region).intersection(labels) for region, of_region in numbering.regions.items()}
@@ -73,14 +73,14 @@ NUMBERINGS = {
 }
 
 
-class Choice(NamedTuple):
+class ChosenNumbering(NamedTuple):
     numbering: Numbering
     reason: str
-    """Where it comes from, to be read after "Labels: … " """
+    """Origin, to be read after "Labels: … " """
 
 
-def choose_numbering(name: str | None, dataset_jsons: Sequence[Path], files: Sequence[Path]) -> Choice:
-    """What the labels of predictions and truths mean.
+def choose_numbering(name: str | None, dataset_jsons: Sequence[Path], files: Sequence[Path]) -> ChosenNumbering:
+    """Choose what the labels of predictions and truths mean.
 
     Args:
         name: key of `NUMBERINGS`, None: as `dataset_jsons` say, or without any, as the labels in `files` show.
@@ -90,7 +90,7 @@ def choose_numbering(name: str | None, dataset_jsons: Sequence[Path], files: Seq
         DatasetError: they contradict each other, or the labels that occur fit none or more than one.
     """
     if name is not None:
-        return Choice(NUMBERINGS[name], f"{name}, as given{_contradicted(NUMBERINGS[name], dataset_jsons)}")
+        return ChosenNumbering(NUMBERINGS[name], f"{name}, as given{_contradicted(NUMBERINGS[name], dataset_jsons)}")
     choices = ", ".join(NUMBERINGS)
     if dataset_jsons:
         first, *others = dataset_jsons
@@ -102,7 +102,7 @@ def choose_numbering(name: str | None, dataset_jsons: Sequence[Path], files: Seq
                     f"Labels mean different things in {first} ({numbering}) and {file} ({other}): "
                     f"convert one side, or give --labels, one of {choices}, if they do not apply."
                 )
-        return Choice(numbering, f"of {' and '.join(map(str, dataset_jsons))}")
+        return ChosenNumbering(numbering, f"of {' and '.join(map(str, dataset_jsons))}")
     found = _labels_in(files)
     shown = listed([f"{label:g}" for label in sorted(found)])
     fitting = {name: numbering for name, numbering in NUMBERINGS.items() if found <= set(numbering.labels)}
@@ -114,7 +114,7 @@ def choose_numbering(name: str | None, dataset_jsons: Sequence[Path], files: Seq
             f"The labels that occur, {shown}, fit {' and '.join(fitting)}, where they mean different things, and there "
             "is no dataset.json beside predictions or truths that says which: give --labels."
         )
-    return Choice(numbering, f"{name}, which alone fits the labels that occur" if len(fitting) == 1 else name)
+    return ChosenNumbering(numbering, f"{name}, which alone fits the labels that occur" if len(fitting) == 1 else name)
 
 
 def _contradicted(given: Numbering, dataset_jsons: Sequence[Path]) -> str:
@@ -126,7 +126,7 @@ def _contradicted(given: Numbering, dataset_jsons: Sequence[Path]) -> str:
 
 
 def _labels_in(files: Sequence[Path]) -> set[float]:
-    """Of those that can be read."""
+    """Labels of all files that can be read."""
 
     def labels_of(file: Path) -> set[float]:
         try:
@@ -138,14 +138,14 @@ def _labels_in(files: Sequence[Path]) -> set[float]:
 
 
 def numbering_of_dataset(dataset_json: Path) -> Numbering:
-    """What nnU-Net's `dataset.json` defines: BraTS's three regions where it has them, else its own labels and regions.
+    """Meaning of labels by `dataset.json`: BraTS's three regions where it has them, else its own labels and regions.
 
     Raises:
         DatasetError: unreadable, without any label, or with BraTS's regions not each within the one before.
     """
     choices = ", ".join(NUMBERINGS)
     try:
-        described = checked(read_json(dataset_json), Labelled, dataset_json)
+        described = checked(read_json(dataset_json), DatasetLabels, dataset_json)
     except DatasetError as error:
         raise DatasetError(
             f"{str(error).rstrip('.')}: it has no labels of nnU-Net's that can be read. Mend it, or give --labels, one "

@@ -1,4 +1,4 @@
-"""Which prediction belongs to which truth: two folders, a validation folder of nnU-Net, or all folds of a training."""
+"""Pairs of prediction and truth: of two folders, of a validation folder of nnU-Net, or of all folds of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnunet_autosam2.errors import DatasetError, listed
 from nnunet_autosam2.support.access import entries
 from nnunet_autosam2.support.dataset_json import read_splits
 from nnunet_autosam2.support.json_files import checked, read_json
-from nnunet_autosam2.support.known_plans import Named
+from nnunet_autosam2.support.known_plans import NamedDataset
 
 ENDING = ".nii.gz"
 
@@ -24,22 +24,22 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPairs:
     pairs: list[Pair]
     """Sorted by case."""
     folds: list[str]
-    """As in `["0", "1"]`; empty for predictions that are of no fold."""
+    """Names of folds, as in `["0", "1"]`; empty for predictions that are of no fold"""
     dataset_jsons: list[Path]
     """nnU-Net's, beside the predictions and the truths."""
     splits: list[dict[str, list[str]]] = field(default_factory=list)
     """nnU-Net's, of the folds; empty where they are not known."""
 
 
-def find_pairs(predictions: Path, truth: Path | None = None, chill: bool = False) -> Found:
+def find_pairs(predictions: Path, truth: Path | None = None, chill: bool = False) -> FoundPairs:
     """The cases of `predictions`, which is one of
 
     - a folder of segmentations, for which `truth` has files of the same names,
-    - `fold_X/validation` or `fold_X` of a training,
+    - `fold_X/validation` or `fold_X` of a model,
     - the folder that holds `fold_0`, `fold_1`, …: the validation cases of them all.
 
     Without `truth`, the truths of a validation are those that nnU-Net itself uses: `gt_segmentations` in
@@ -62,7 +62,7 @@ def find_pairs(predictions: Path, truth: Path | None = None, chill: bool = False
     return _pairs_of_folds(folds, truth, chill)
 
 
-def _pairs_of_folder(predictions: Path, truth: Path | None, chill: bool) -> Found:
+def _pairs_of_folder(predictions: Path, truth: Path | None, chill: bool) -> FoundPairs:
     if truth is None:
         raise DatasetError(
             f"{predictions} is neither nnU-Net's folder of a fold nor one that holds folds: "
@@ -70,10 +70,10 @@ def _pairs_of_folder(predictions: Path, truth: Path | None, chill: bool) -> Foun
         )
     predicted, true = _segmentations(predictions), _segmentations(truth)
     pairs = _matched(predicted, true, predictions, truth, set() if chill else true.keys())
-    return Found(pairs, [], _dataset_jsons(predictions, truth))
+    return FoundPairs(pairs, [], _dataset_jsons(predictions, truth))
 
 
-def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found:
+def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> FoundPairs:
     model = folds[0].parent
     splits: list[dict[str, list[str]]] = []
     if truth is None:
@@ -102,11 +102,11 @@ def _pairs_of_folds(folds: list[Path], truth: Path | None, chill: bool) -> Found
         expected = splits[int(number)]["val"] if known else []
         pairs += _matched(of_fold, true, validation, truth, expected)
     beside = [file for file in _dataset_jsons(truth) if file != model / "dataset.json"]
-    return Found(sorted(pairs), [_fold_name(fold) for fold in folds], [model / "dataset.json", *beside], splits)
+    return FoundPairs(sorted(pairs), [_fold_name(fold) for fold in folds], [model / "dataset.json", *beside], splits)
 
 
 def _dataset_jsons(*folders: Path) -> list[Path]:
-    """In them, and where nnU-Net has it: beside labelsTr, labelsTs and gt_segmentations."""
+    """Files in the folders, and where nnU-Net has it: beside labelsTr, labelsTs and gt_segmentations."""
     places = []
     for folder in folders:
         of_nnunet = re.fullmatch(r"labelsT[rs]|gt_segmentations", folder.absolute().name)
@@ -115,7 +115,7 @@ def _dataset_jsons(*folders: Path) -> list[Path]:
 
 
 def _fold_folders(predictions: Path) -> list[Path]:
-    """In order of their numbers; `fold_all` alone, because it validates on what it was trained on."""
+    """Folders in order of their numbers; `fold_all` alone, because it validates on what it was trained on."""
     folder = predictions.resolve()
     if folder.name == "validation":
         folder = folder.parent
@@ -159,7 +159,7 @@ def _matched(
 def _dataset_name(model: Path) -> str:
     plans = model / "plans.json"
     try:
-        return checked(read_json(plans), Named, plans).dataset_name
+        return checked(read_json(plans), NamedDataset, plans).dataset_name
     except DatasetError as error:
         raise DatasetError(f"{plans} does not name the dataset: give the folder of the truths as well.") from error
 

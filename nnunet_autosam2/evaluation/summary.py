@@ -18,7 +18,7 @@ from nnunet_autosam2.support.text import csv_cell
 class Statistic(NamedTuple):
     mean: float | None
     sd: float | None
-    """Of the sample (n - 1), as in brats-parse-metrics; None below two cases."""
+    """Standard deviation of the sample (n - 1), as in brats-parse-metrics; None below two cases"""
     n: int
     """Cases in which the metric is defined."""
 

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 PACKAGE = "@niivue/niivue@0.69.0"
 SHA512 = "YMjQvJgD1W2b7DuoxkwlC4VxbrgIePRJ5qyQzXKxi2v2MBVg285P/CIQyg46oDDGDIcaNlbd+MhtO/edMbXJkA=="
-"""Of the package, as in npm's lock files"""
+"""SHA-512 of the package, as in npm's lock files"""
 STATIC = Path(__file__).with_name("static")
 BUNDLE = STATIC / "niivue.umd.js"
 

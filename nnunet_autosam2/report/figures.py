@@ -45,7 +45,7 @@ STYLE: dict[Any, Any] = {
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 INCHES = 9.6
 COLUMNS = 4
-"""Of panels, at most"""
+"""Most panels in a row"""
 MOST_POINTS = 200
 """Cases up to which each is a point in a box plot"""
 
@@ -57,7 +57,7 @@ class Drawing(NamedTuple):
 
 
 def draw_figures(benchmark: Benchmark) -> Iterator[Drawing]:
-    """Those for which the benchmark has numbers."""
+    """Draw those figures for which the benchmark has numbers."""
     models = benchmark.ordered_models
     yield from _drawn("dice", f"Dice of each case (%). {_BOXES}", _boxes(benchmark, DICE, 100))
     yield from _drawn("hd95", f"HD95 of each case (mm), less is better. {_BOXES}", _boxes(benchmark, HD95, 1))
@@ -251,12 +251,12 @@ def _colour(row: int) -> str:
 
 
 def _label(text: str) -> str:
-    """Without control characters, which XML cannot hold."""
+    """Replace control characters, which XML cannot hold."""
     return "".join(sign if sign.isprintable() else "�" for sign in text)
 
 
 def to_svg(figure: Figure, key: str, title: str) -> Markup:
-    """For several in one page: no two share an id, and each says what it shows."""
+    """Convert to SVG for a page with several: no two share an id, and each says what it shows."""
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": key}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the browser has more fonts

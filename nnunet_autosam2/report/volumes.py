@@ -26,7 +26,7 @@ FOLDER = "volumes"
 
 
 def choose_cases(benchmark: Benchmark, count: int) -> dict[str, str]:
-    """Case → what it stands for. Evenly spaced from the worst to the best, by the mean Dice over all models."""
+    """Case → what it stands for: evenly spaced from the worst to the best, by the mean Dice over all models."""
     dices: dict[str, list[float]] = {}
     for model in benchmark.models:
         for result in model.results():
@@ -99,12 +99,12 @@ def _open(path: Path, shape: tuple[int, ...] | None) -> nibabel.Nifti1Image:
 
 
 def _compressed(path: Path, image: nibabel.Nifti1Image) -> bytes:
-    """As the file is, where that is compressed already."""
+    """Compressed content: the file as it is, where that is compressed already."""
     return path.read_bytes() if path.name.endswith(".gz") else gzip.compress(image.to_bytes())
 
 
 def _labels(image: nibabel.Nifti1Image, values: list[int]) -> bytes:
-    """Each as its number in the legend, from 1 on; the one after the last for those that are not in it.
+    """Write each label as its number in the legend, from 1 on; the one after the last for those that are not in it.
 
     As 8-bit integers where they suffice, the only kind that every label map can be shown as.
     """
@@ -116,7 +116,7 @@ def _labels(image: nibabel.Nifti1Image, values: list[int]) -> bytes:
 
 
 def _centre(truth: nibabel.Nifti1Image) -> list[float] | None:
-    """Of the tumour, in mm."""
+    """Centre of the tumour, in mm."""
     voxels = np.argwhere(truth.get_fdata() > 0)
     return None if not len(voxels) else nibabel.affines.apply_affine(truth.affine, voxels.mean(0)).tolist()
 

@@ -64,7 +64,8 @@ def write_report(folder: Path, viewer_cases: int) -> Path:
 
 
 def require_viewer() -> None:
-    """
+    """Refuse to start where the viewer could not be made.
+
     Raises:
         DatasetError: NiiVue is missing.
     """

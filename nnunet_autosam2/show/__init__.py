@@ -1,1 +1,1 @@
-"""What happens inside a network on the slices of a case, as pictures: `autosam2 show`."""
+"""Pictures of what happens inside a network on the slices of a case: `autosam2 show`."""

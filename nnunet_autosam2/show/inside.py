@@ -35,7 +35,7 @@ def find_device(name: str) -> torch.device:
 def look_inside(
     model: LoadedModel, volume: Volume, prompt_with_truth: bool, count: int | None, device: torch.device
 ) -> list[SliceView]:
-    """The slices that SAM2 is asked about, in order, within one patch around the foreground.
+    """Prompted slices, in order, within one patch around the foreground.
 
     Args:
         prompt_with_truth: the truth selects slices and prompts, and not the UNet.
@@ -47,7 +47,7 @@ def look_inside(
     network = model.network.to(device).eval()
     given = volume.truth if prompt_with_truth else None
     foreground = _predict(model, volume.data, device) if given is None else given
-    nothing = f"{'The UNet sees' if given is None else 'The truth has'} no foreground, so SAM2 is not asked."
+    nothing = f"{'The UNet sees' if given is None else 'The truth has'} no foreground, so SAM2 is not prompted."
     if not foreground.any():
         raise DatasetError(nothing)
     start = _patch_start(foreground.any(0), model.configuration.patch_size)
@@ -62,11 +62,11 @@ def look_inside(
 
     slices = output.sam2.slices[0]
     position = slices + start[0]
-    asked = output.sam2.prompted[0] & (position >= 0) & (position < volume.data.shape[1])
-    if not asked.any():
+    prompted = output.sam2.prompted[0] & (position >= 0) & (position < volume.data.shape[1])
+    if not prompted.any():
         raise DatasetError(nothing)
-    area = patch(foreground)[:, slices].any(0).sum((1, 2)).masked_fill(~asked, -1)
-    shown = area.topk(min(count or len(slices), int(asked.sum()))).indices.sort().values
+    area = patch(foreground)[:, slices].any(0).sum((1, 2)).masked_fill(~prompted, -1)
+    shown = area.topk(min(count or len(slices), int(prompted.sum()))).indices.sort().values
 
     rgb = _rgb(network, image[:, slices]).permute(0, 2, 3, 1)
     masks = _masks(output, len(model.regions), network.config.region_based)

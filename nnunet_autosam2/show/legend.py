@@ -27,14 +27,14 @@ BRATS_NAMES = {region.name for region in REGIONS.values()}
 
 class LegendEntry(BaseModel):
     value: int = Field(ge=1)
-    """In label maps"""
+    """Label in label maps"""
     title: str
-    """As in "enhancing tumour (ET, TC, WT)" """
+    """Name, as in "enhancing tumour (ET, TC, WT)" """
     colour: Colour
 
 
 def legend(dataset_json: Mapping[str, Any]) -> list[LegendEntry]:
-    """Of the labels that nnU-Net's `dataset.json` defines, in the order of their numbers, without background."""
+    """Names and colours of the labels that nnU-Net's `dataset.json` defines, in their order, without background."""
     regions = _regions(dataset_json)
     is_brats = regions.keys() >= BRATS_NAMES
     values = sorted({label for labels in regions.values() for label in labels} - {0})
@@ -48,7 +48,7 @@ def legend(dataset_json: Mapping[str, Any]) -> list[LegendEntry]:
 
 
 def region_colours(dataset_json: Mapping[str, Any]) -> dict[str, Colour]:
-    """Of each region the colour of the label that nnU-Net writes for it."""
+    """Region → colour of the label that nnU-Net writes for it."""
     colours = {label.value: label.colour for label in legend(dataset_json)}
     regions = _regions(dataset_json)
     written = dataset_json.get("regions_class_order") or [labels[0] for labels in regions.values()]
@@ -64,7 +64,7 @@ def _regions(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _tissue(value: int, regions: Mapping[str, tuple[int, ...]]) -> tuple[str, Colour | None]:
-    """Of BraTS, by the regions that it lies in: what a number means differs from release to release."""
+    """Tissue of BraTS, by the regions that it lies in: what a number means differs from release to release."""
     within = [short for short in TABLE_ORDER if value in regions[REGIONS[short].name]]
     own = [name for name, labels in regions.items() if labels == (value,) and name not in BRATS_NAMES]
     colour: Colour | None = None

@@ -63,7 +63,7 @@ class Volume(NamedTuple):
 
 
 def load_trained(folder: Path, fold: str, checkpoint: str) -> LoadedModel:
-    """From a results folder of nnU-Net.
+    """Load a hybrid from a results folder of nnU-Net.
 
     Raises:
         DatasetError: a file is missing, or a JSON file damaged, or the plans name what is not nnU-Net's own.
@@ -89,7 +89,7 @@ def load_trained(folder: Path, fold: str, checkpoint: str) -> LoadedModel:
 
 
 def build_untrained(plans_file: Path, configuration: str, trainer: str) -> LoadedModel:
-    """Before any training: SAM2 with the weights that the configuration names, without what the bridge would add.
+    """Build a hybrid before any training: SAM2 with the weights that the configuration names, and a silent bridge.
 
     Raises:
         DatasetError: a file is missing or damaged.
@@ -111,7 +111,7 @@ def build_untrained(plans_file: Path, configuration: str, trainer: str) -> Loade
 
 
 def find_shown_case(prefix: Path, truth: Path | None, model: LoadedModel) -> ShownCase:
-    """The files `<prefix>_0000<ending>`, `<prefix>_0001<ending>`, … and the truth.
+    """Find the files `<prefix>_0000<ending>`, `<prefix>_0001<ending>`, … and the truth.
 
     Args:
         truth: None: `<prefix's name><ending>` in the sibling folder, `labelsTr` of `imagesTr`, if it is there.
@@ -141,7 +141,7 @@ def find_shown_case(prefix: Path, truth: Path | None, model: LoadedModel) -> Sho
 
 
 def preprocess(case: ShownCase, model: LoadedModel) -> Volume:
-    """By nnU-Net.
+    """Crop, resample and normalise a case, as nnU-Net does.
 
     Raises:
         DatasetError: a file cannot be read, lies on another grid, or has labels that the data set has not.
@@ -163,7 +163,8 @@ def preprocess(case: ShownCase, model: LoadedModel) -> Volume:
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer]:
-    """
+    """Find a trainer's class by its name, as nnU-Net does.
+
     Raises:
         ConfigurationError: nnU-Net finds none.
     """

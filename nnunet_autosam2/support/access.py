@@ -1,4 +1,4 @@
-"""Which files and folders are looked at, and which can be opened: one rule for every command."""
+"""Rules for every command: the files and folders that are data, and those that can be opened."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LEFT_BY_SYSTEMS = frozenset(
         "__pycache__",
     }
 )
-"""In lower case: what archivers, storage devices and operating systems put beside data"""
+"""Names, in lower case, that archivers, storage devices and operating systems put beside data"""
 UNFIT = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories of control characters, of bytes that are not UTF-8, and of line and paragraph separators"""
 
 
-def is_looked_at(name: str) -> bool:
-    """Whether a file or folder of this name is part of the data: not if it is hidden, as `._*` and `.ipynb_checkpoints`
+def is_data(name: str) -> bool:
+    """True for the name of data, a file or a folder; false if it is hidden, as `._*` and `.ipynb_checkpoints`
     are, or left there by a system.
     """
     return not name.startswith(".") and name.lower() not in LEFT_BY_SYSTEMS
@@ -42,11 +42,11 @@ def entries(folder: Path) -> list[Path]:
     Raises:
         OSError: as `Path.iterdir`.
     """
-    return sorted(path for path in folder.iterdir() if is_looked_at(path.name))
+    return sorted(path for path in folder.iterdir() if is_data(path.name))
 
 
 def require_file(path: Path) -> None:
-    """What opens `path` next does not hang, end the process, or read something endless. A path where nothing is passes.
+    """Refuse what would hang, end the process or read something endless if opened. A path without a file passes.
 
     Raises:
         DatasetError: see `fault_of_file`.
@@ -56,7 +56,7 @@ def require_file(path: Path) -> None:
 
 
 def fault_of_file(path: Path) -> str | None:
-    """Why it cannot be opened as a file, to be read after its name; None if it can, or if nothing is there."""
+    """Reason why it cannot be opened as a file, to be read after its name; None if it can, or if nothing is there."""
     if fault := fault_of_name(path):
         return fault
     try:
@@ -69,7 +69,7 @@ def fault_of_file(path: Path) -> str | None:
 
 
 def fault_of_name(path: Path) -> str | None:
-    """Why SimpleITK would end the process, or a message would have lines of its own."""
+    """Reason why SimpleITK would end the process, or a message would have lines of its own."""
     if any(unicodedata.category(character) in UNFIT for character in str(path)):
         return "has a name with control characters or bytes that are not UTF-8: rename it"
     return None

@@ -31,7 +31,7 @@ IN_A_LOG = [
     # NumPy 2 has moved it, and a checkpoint names it as the NumPy did that was there when it was written.
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
-"""What nnU-Net's log of a training has beside numbers, text, lists and dictionaries"""
+"""Types in nnU-Net's log of a training run, beside numbers, text, lists and dictionaries"""
 
 
 def read_nnunet_checkpoint(path: Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
@@ -48,7 +48,7 @@ def read_nnunet_checkpoint(path: Path, map_location: torch.device | str = "cpu")
 
 
 class InitArgs(BaseModel):
-    """What nnU-Net's trainer was called with."""
+    """Arguments that nnU-Net's trainer was called with."""
 
     plans: dict[StrictStr, Any]
     configuration: StrictStr
@@ -56,7 +56,7 @@ class InitArgs(BaseModel):
 
 
 def init_args(checkpoint: Mapping[str, Any], path: Path) -> InitArgs:
-    """Of what `read_nnunet_checkpoint` returns. Plans and dataset.json are still to be checked.
+    """Trainer's arguments in what `read_nnunet_checkpoint` returns. Plans and dataset.json are still to be checked.
 
     Raises:
         WeightsError: an entry is missing or has another type.
@@ -90,7 +90,7 @@ def load_network(network: nn.Module, weights: Any, source: object) -> None:
 
 
 def unusable(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Of the entries of a file that could take the place of those in `own`, those that cannot.
+    """Find the entries of a file that cannot take the place of those of the same names in `own`.
 
     Returns:
         Kind of fault → names, with what was found. A kind without a fault is not there.
@@ -144,8 +144,8 @@ def _is_good(path: Path) -> bool:
     return True
 
 
-class Log(BaseModel):
-    """What nnU-Net has written down of a training, a value an epoch."""
+class TrainingLog(BaseModel):
+    """nnU-Net's log of a training run, one value per epoch."""
 
     train_losses: list[float]
     val_losses: list[float]
@@ -155,17 +155,17 @@ class Log(BaseModel):
 
     @property
     def seconds(self) -> float:
-        """Of all epochs, wherever the training was interrupted."""
+        """Sum over all epochs, wherever the training run was interrupted."""
         return sum(self.epoch_end_timestamps) - sum(self.epoch_start_timestamps)
 
 
-def training_log(checkpoint: Mapping[str, Any], path: Path) -> Log:
-    """Of what `read_nnunet_checkpoint` returns.
+def training_log(checkpoint: Mapping[str, Any], path: Path) -> TrainingLog:
+    """TrainingLog in what `read_nnunet_checkpoint` returns.
 
     Raises:
         WeightsError: an entry is missing or has another type.
     """
-    return checked(checkpoint.get("logging"), Log, f"{path}: logging", error=WeightsError)
+    return checked(checkpoint.get("logging"), TrainingLog, f"{path}: logging", error=WeightsError)
 
 
 def read_torch_file(
@@ -175,7 +175,8 @@ def read_torch_file(
     safe_globals: Sequence[Any] = (),
     mmap: bool = False,
 ) -> Any:
-    """
+    """Read a file of torch.save without running anything in it.
+
     Args:
         expected: the end of every error message.
         safe_globals: what else than tensors, numbers, text and containers may be in it.
@@ -212,7 +213,7 @@ def read_torch_file(
 
 
 def _unpacked_bytes(path: str | Path) -> int:
-    """Of all that a zip file says it holds; 0 where it is damaged, which torch finds as well."""
+    """Sum of what a zip file says it holds; 0 where it is damaged, which torch finds as well."""
     try:
         with zipfile.ZipFile(path) as archive:
             return sum(entry.file_size for entry in archive.infolist())
@@ -221,7 +222,7 @@ def _unpacked_bytes(path: str | Path) -> int:
 
 
 def _fault(path: Path, start: bytes, error: Exception) -> str:
-    """What is in a file that torch.load has refused with `error`."""
+    """Describe a file that torch.load has refused with `error`."""
     if not start:
         return "an empty file"
     if not start.startswith((b"PK", b"\x80")):  # zip, as torch.save writes, and pickle, as it once did

@@ -15,26 +15,26 @@ CaseName = Annotated[str, Field(strict=True, min_length=1, max_length=255, patte
 Names = Annotated[dict[StrictStr, StrictStr], Field(min_length=1)]
 
 
-class Listed(BaseModel):
+class ListedCase(BaseModel):
     """A case of a data set that names its files itself."""
 
     images: Annotated[list[StrictStr], Field(min_length=1)]
     label: StrictStr
 
 
-class Labelled(BaseModel):
-    """All that an evaluation reads."""
+class DatasetLabels(BaseModel):
+    """Labels of a data set, which are all that an evaluation reads."""
 
     labels: Annotated[dict[StrictStr, LabelValues], Field(min_length=1)]
 
 
-class DatasetJson(Labelled):
+class DatasetJson(DatasetLabels):
     channel_names: Names | None = None
     modality: Names | None = None
     """`channel_names` of older data sets"""
     file_ending: Annotated[str, Field(strict=True, pattern=r"^(\.\w+)+$")]
     regions_class_order: list[LabelValue] | None = None
-    dataset: dict[StrictStr, Listed] | None = None
+    dataset: dict[StrictStr, ListedCase] | None = None
 
     @model_validator(mode="after")
     def _as_nnunet_wants_it(self) -> DatasetJson:
@@ -71,7 +71,8 @@ class Split(BaseModel):
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:
-    """
+    """Read and check nnU-Net's dataset.json.
+
     Raises:
         DatasetError: no such file, or nnU-Net could not work with it.
     """
@@ -81,7 +82,8 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
 
 
 def require_dataset_json(content: Any, source: object) -> None:
-    """
+    """Check the content of a dataset.json.
+
     Raises:
         DatasetError: an entry is missing or has another type or value than nnU-Net needs.
     """
@@ -89,7 +91,8 @@ def require_dataset_json(content: Any, source: object) -> None:
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:
-    """
+    """Read nnU-Net's folds.
+
     Raises:
         DatasetError: no such file, or it is not of nnU-Net's form.
     """

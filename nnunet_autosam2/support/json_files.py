@@ -20,7 +20,8 @@ Shape = TypeVar("Shape")
 
 
 def read_json(path: Path) -> Any:
-    """
+    """Read a JSON file.
+
     Raises:
         DatasetError: there is no such file, or it is not JSON.
     """
@@ -44,7 +45,7 @@ def checked(
     advice: str = "",
     error: type[AutoSAM2Error] = DatasetError,
 ) -> Shape:
-    """`content` as `shape`, a type that pydantic knows.
+    """Check `content` and return it as `shape`, a type that pydantic knows.
 
     Args:
         source: where it came from, and the start of the message.
@@ -62,7 +63,7 @@ def checked(
 
 
 def problem(error: ValidationError) -> str:
-    """The first one, in one line."""
+    """Describe the first error, in one line."""
     first, *more = error.errors(include_url=False, include_context=False)
     where = ".".join(shown(part) for part in first["loc"])
     said = first["msg"].removeprefix("Value error, ")
@@ -73,7 +74,7 @@ def problem(error: ValidationError) -> str:
 
 
 def shown(value: Any, longest: int = SHOWN) -> str:
-    """Short, and fit for a message."""
+    """Shorten a value, and make it fit for a message."""
     if isinstance(value, (dict, list, tuple)):
         return f"{'{…}' if isinstance(value, dict) else '[…]'} with {len(value)} entries" if value else str(value)
     if isinstance(value, int) and abs(value) > 10**SHOWN:

@@ -1,4 +1,4 @@
-"""What plans may say: nnU-Net's own networks, operators and functions by name, and arguments of their types.
+"""Contents that plans may have: nnU-Net's own networks, operators and functions by name, and arguments of their types.
 
 nnU-Net imports and calls whatever its plans name. What is read here is checked against these lists first.
 """
@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 MOST_PARAMETERS = 2**30
-"""Of a planned network, roughly. nnU-Net's largest has a tenth of it."""
+"""Parameters of a planned network, roughly. nnU-Net's largest has a tenth of it."""
 MOST_VOXELS = 2**28
-"""Of a patch"""
+"""Voxels of a patch"""
 
 Count = Annotated[int, Field(strict=True, ge=1, le=64)]
 Features = Annotated[int, Field(strict=True, ge=1, le=2**13)]
@@ -53,29 +53,29 @@ Reader = Literal[
 
 
 class Arguments(BaseModel):
-    """Of a function: nothing but these."""
+    """Arguments of a function: nothing but these."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class OfNormalisation(Arguments):
+class NormalisationArguments(Arguments):
     eps: Number = 1e-5
     affine: Flag = True
     momentum: Number | None = None
     track_running_stats: Flag = False
 
 
-class OfDropout(Arguments):
+class DropoutArguments(Arguments):
     p: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.5
     inplace: Flag = False
 
 
-class OfNonlinearity(Arguments):
+class NonlinearityArguments(Arguments):
     inplace: Flag = False
     negative_slope: Number = 0.01
 
 
-class OfResampling(Arguments):
+class ResamplingArguments(Arguments):
     is_seg: Flag = False
     order: Annotated[int, Field(strict=True, ge=0, le=5)] = 3
     order_z: Annotated[int, Field(strict=True, ge=0, le=5)] = 0
@@ -87,7 +87,7 @@ class OfResampling(Arguments):
     aniso_axis_mode: Literal["linear", "bilinear", "bicubic", "nearest", "nearest-exact"] = "nearest-exact"
 
 
-class OfNetwork(Arguments):
+class NetworkArguments(Arguments):
     n_stages: Annotated[int, Field(strict=True, ge=2, le=16)]
     features_per_stage: list[Features]
     conv_op: Convolution
@@ -98,11 +98,11 @@ class OfNetwork(Arguments):
     n_conv_per_stage_decoder: list[Count]
     conv_bias: Flag = False
     norm_op: Normalisation | None = None
-    norm_op_kwargs: OfNormalisation | None = None
+    norm_op_kwargs: NormalisationArguments | None = None
     dropout_op: Dropout | None = None
-    dropout_op_kwargs: OfDropout | None = None
+    dropout_op_kwargs: DropoutArguments | None = None
     nonlin: Nonlinearity | None = None
-    nonlin_kwargs: OfNonlinearity | None = None
+    nonlin_kwargs: NonlinearityArguments | None = None
     nonlin_first: Flag = False
     deep_supervision: Flag = False
     block: Block | None = None
@@ -110,7 +110,7 @@ class OfNetwork(Arguments):
     stem_channels: Features | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> OfNetwork:
+    def _consistent(self) -> NetworkArguments:
         for name, expected in (
             ("features_per_stage", self.n_stages),
             ("kernel_sizes", self.n_stages),
@@ -137,7 +137,7 @@ class OfNetwork(Arguments):
 
 class Architecture(BaseModel):
     network_class_name: Network
-    arch_kwargs: OfNetwork
+    arch_kwargs: NetworkArguments
     requires_import: list[Operator] = Field(alias="_kw_requires_import")
 
     @model_validator(mode="after")
@@ -155,7 +155,7 @@ class Architecture(BaseModel):
 
 
 class NamedByConfiguration(BaseModel):
-    """Of a configuration of the plans, what nnU-Net imports or calls; whatever is missing is inherited."""
+    """Parts of a configuration that nnU-Net imports or calls; whatever is missing is inherited."""
 
     inherits_from: StrictStr = ""
     architecture: Architecture | None = None
@@ -164,13 +164,13 @@ class NamedByConfiguration(BaseModel):
     resampling_fn_data: Resampling | None = None
     resampling_fn_seg: Resampling | None = None
     resampling_fn_probabilities: Resampling | None = None
-    resampling_fn_data_kwargs: OfResampling | None = None
-    resampling_fn_seg_kwargs: OfResampling | None = None
-    resampling_fn_probabilities_kwargs: OfResampling | None = None
+    resampling_fn_data_kwargs: ResamplingArguments | None = None
+    resampling_fn_seg_kwargs: ResamplingArguments | None = None
+    resampling_fn_probabilities_kwargs: ResamplingArguments | None = None
 
 
 class NamedByPlans(BaseModel):
-    """Of plans, what nnU-Net imports or calls."""
+    """Parts of plans that nnU-Net imports or calls."""
 
     image_reader_writer: Reader | None = None
     label_manager: Literal["LabelManager"] | None = None
@@ -178,7 +178,7 @@ class NamedByPlans(BaseModel):
 
 
 class Configuration(NamedByConfiguration):
-    """Of plans, with all that it inherits: what a network and its images need."""
+    """Configuration of plans, with all that it inherits: what a network and its images need."""
 
     architecture: Architecture
     preprocessor_name: Literal["DefaultPreprocessor"]
@@ -187,9 +187,9 @@ class Configuration(NamedByConfiguration):
     resampling_fn_data: Resampling
     resampling_fn_seg: Resampling
     resampling_fn_probabilities: Resampling
-    resampling_fn_data_kwargs: OfResampling
-    resampling_fn_seg_kwargs: OfResampling
-    resampling_fn_probabilities_kwargs: OfResampling
+    resampling_fn_data_kwargs: ResamplingArguments
+    resampling_fn_seg_kwargs: ResamplingArguments
+    resampling_fn_probabilities_kwargs: ResamplingArguments
     data_identifier: StrictStr
     batch_size: Length
     patch_size: Annotated[list[Length], Field(min_length=2, max_length=3)]
@@ -213,7 +213,7 @@ class Configuration(NamedByConfiguration):
 
 
 class Intensities(BaseModel):
-    """Of a channel's foreground, which CTNormalization uses."""
+    """Intensities in a channel's foreground, which CTNormalization uses."""
 
     mean: Number = 0
     std: Number = 1
@@ -221,12 +221,12 @@ class Intensities(BaseModel):
     percentile_99_5: Number = 0
 
 
-class Named(BaseModel):
+class NamedDataset(BaseModel):
     dataset_name: Annotated[str, Field(strict=True, pattern=r"^Dataset\d{3}_[^/\\\x00-\x1f\x7f]+$")]
 
 
-class Plans(Named):
-    """What all configurations share."""
+class Plans(NamedDataset):
+    """Entries that all configurations share."""
 
     plans_name: StrictStr
     image_reader_writer: Reader

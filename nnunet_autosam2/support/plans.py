@@ -43,7 +43,8 @@ def find_plans(dataset: str, plans: str) -> Path:
 
 
 def read_plans(path: Path) -> dict[str, Any]:
-    """
+    """Read a plans file.
+
     Raises:
         DatasetError: as of `read_json`, or it is no plans file.
     """
@@ -81,7 +82,8 @@ def require_configuration(name: str, plans: Mapping[str, Any], source: object) -
 
 
 def require_known_parts(plans: Mapping[str, Any], source: object) -> None:
-    """
+    """Refuse plans that name foreign code.
+
     Raises:
         DatasetError: any configuration names code that is not nnU-Net's own.
     """

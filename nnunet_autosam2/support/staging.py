@@ -23,10 +23,10 @@ from nnunet_autosam2.support.text import LINE, printable
 DAMAGED = ".damaged"
 STATE = "state.json"
 REPLACED = "replaced"
-PATIENCE = 5.0
-"""Seconds in which what a process that was killed has started comes to its end"""
+LOCK_TIMEOUT = 5.0
+"""Seconds to wait for a lock: what a process that was killed has started comes to its end in these"""
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-"""Of file systems that have none"""
+"""Errors of file systems that have no locks"""
 logger = logging.getLogger(__name__)
 
 
@@ -82,7 +82,7 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(target: Path, name: str | None = None) -> Iterator[None]:
-    """For one process at a time, those that it has forked included.
+    """Lock for one process at a time, those that it has forked included.
 
     Args:
         name: what is locked beside `target`, None: the target itself.
@@ -106,7 +106,7 @@ def locked(target: Path, name: str | None = None) -> Iterator[None]:
 
 
 def _lock(path: Path, refusal: str) -> int:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
@@ -128,7 +128,7 @@ def _lock(path: Path, refusal: str) -> int:
 
 
 def require_writable(folder: Path) -> None:
-    """Before hours of work of which the result goes there.
+    """Make sure that a result can be written, before hours of work for it.
 
     Raises:
         DatasetError: the disk refuses to make a file in `folder`, or where that will be.
@@ -141,7 +141,7 @@ def require_writable(folder: Path) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Readers see the old file or the new one.
+    """Replace a file so that readers see the old one or the new one.
 
     Raises:
         DatasetError: the disk refuses.
@@ -243,7 +243,7 @@ def resumable_folder(
 
 
 def unfinished_state(target: Path) -> dict[str, Any] | None:
-    """What the last `resumable_folder` for `target` was given, if that one was interrupted."""
+    """State that the last `resumable_folder` for `target` was given, if that one was interrupted."""
     path = _unfinished(target) / STATE
     if not path.is_file():
         return None
@@ -263,7 +263,7 @@ def _require_no_link(path: Path) -> None:
 
 
 def _require_own(folder: Path, links: Mapping[str, str]) -> None:
-    """Files, in `folder` and in folders of it: one that somebody else had access to may lead elsewhere."""
+    """Refuse anything but files in `folder` and in folders of it: what others had access to may lead elsewhere."""
     for parent, folders, files in os.walk(folder):
         for path in (Path(parent, name) for name in (*folders, *files)):
             if path.is_symlink() and links.get(str(path.relative_to(folder))) == os.readlink(path):

@@ -5,15 +5,15 @@ from __future__ import annotations
 VALUE = 300
 """Characters of a name or a value that are shown"""
 LINE = 2000
-"""Of a line of a message"""
+"""Characters of a line of a message that are shown"""
 LINES = 5000
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-"""What spreadsheets compute, the wide forms of Japanese ones as well"""
+"""Starts of what spreadsheets compute, the wide forms of Japanese ones as well"""
 
 
 def printable(value: object, longest: int = VALUE) -> str:
-    """One line. Escaped as in Python is what a terminal would obey, what turns the direction of reading, and bytes that
-    are no text; of what is too long, the middle is left out.
+    """Make one line fit for a terminal. Escaped as in Python is what a terminal would obey, what turns the direction of
+    reading, and bytes that are no text; of what is too long, the middle is left out.
     """
     text = str(value)
     if (surplus := len(text) - longest) > 0:
@@ -23,7 +23,7 @@ def printable(value: object, longest: int = VALUE) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for each line of a message."""
+    """Make each line of a message fit for a terminal."""
     lines = text.split("\n")
     if (surplus := len(lines) - LINES) > 0:
         lines[LINES // 2 : -LINES // 2] = [f"… ({surplus:,} lines) …"]
@@ -31,7 +31,7 @@ def printable_lines(text: str) -> str:
 
 
 def csv_cell(value: object) -> object:
-    """A spreadsheet shows text as text, after an apostrophe where it would compute it. Numbers stay numbers."""
+    """Make a spreadsheet show text as text, after an apostrophe where it would compute it. Numbers stay numbers."""
     if not isinstance(value, str):
         return value
     text = printable(value)

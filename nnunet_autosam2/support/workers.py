@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 def process_map(function: Callable[[Item], Result], items: Sequence[Item], workers: int, desc: str) -> list[Result]:
-    """`function` of each item, so many at a time, with a bar of progress.
+    """Call `function` on each item in `workers` processes, with a bar of progress.
 
     Raises:
         BrokenProcessPool: a process was ended by the system.
@@ -35,13 +35,13 @@ def process_map(function: Callable[[Item], Result], items: Sequence[Item], worke
 
 
 def _start(parent: int) -> None:
-    """In a worker. What is sent to all of them together, as Ctrl-C is, is for the parent to act on."""
+    """Prepare a worker. What is sent to all of them together, as Ctrl-C is, is for the parent to act on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """A parent that got SIGKILL can tell nobody; its children are then given to another process."""
+    """End with the parent. One that got SIGKILL can tell nobody; its children are then given to another process."""
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
     os._exit(1)

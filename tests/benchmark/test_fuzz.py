@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 
 from nnunet_autosam2.benchmark import record
-from nnunet_autosam2.benchmark.kept import KeptScores, Prediction, Training, read_kept
+from nnunet_autosam2.benchmark.kept import KeptScores, PredictionCost, TrainingCost, read_kept
 from nnunet_autosam2.benchmark.results import read_benchmark
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.evaluation.brats_metrics import METRICS
@@ -60,9 +60,9 @@ def attempt(tmp_path: Path, foreign_json, every_time) -> Callable[..., None]:
 REGIONS = ("ET", "TC", "WT")
 KEPT: dict[str, tuple[Any, Any]] = {
     "scores": (KeptScores, {case: {region: dict.fromkeys(METRICS, 0.5) for region in REGIONS} for case in ("a", "b")}),
-    "training": (Training, {"peak_memory_bytes": 2**30}),
+    "training": (TrainingCost, {"peak_memory_bytes": 2**30}),
     "prediction": (
-        Prediction,
+        PredictionCost,
         {
             "peak_memory_bytes": 2**30,
             "seconds": {"a": 1.5, "b": 2.0},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_autosam2.benchmark.kept import KeptScores, Prediction, Training, read_kept
+from nnunet_autosam2.benchmark.kept import KeptScores, PredictionCost, TrainingCost, read_kept
 
 PREDICTION = {"seconds": {"a": 1.5}, "peak_memory_bytes": 7, "parameters": {"all": 3, "trainable": 2}}
 SCORES = {"a": {"WT": {"Dice": 0.5, "HD95": None}}}
@@ -14,8 +14,8 @@ DAMAGED = ["", "{", "[]", "null", "{}", "1", '{"peak_memory_bytes": "much"}', '{
 
 def test_what_was_kept_is_read(tmp_path: Path):
     path = tmp_path / "a.json"
-    assert read_kept(path, Training) is None
-    for kind, content in ((Training, {"peak_memory_bytes": 5}), (Prediction, PREDICTION), (KeptScores, SCORES)):
+    assert read_kept(path, TrainingCost) is None
+    for kind, content in ((TrainingCost, {"peak_memory_bytes": 5}), (PredictionCost, PREDICTION), (KeptScores, SCORES)):
         path.write_text(json.dumps(content))
         read = read_kept(path, kind)
         assert (read if kind is KeptScores else read.model_dump()) == content
@@ -26,7 +26,7 @@ def test_what_was_kept_is_read(tmp_path: Path):
     ("kind", "content"),
     [
         (kind, content)
-        for kind, content in product((Training, Prediction, KeptScores), DAMAGED)
+        for kind, content in product((TrainingCost, PredictionCost, KeptScores), DAMAGED)
         if (kind, content) != (KeptScores, "{}")  # scores of no cases, which is nothing wrong
     ],
     ids=lambda value: str(value)[:30],
@@ -48,6 +48,6 @@ def test_what_is_damaged_is_named_and_set_aside(
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
 def test_what_is_no_file_is_set_aside_too(tmp_path: Path, make, caplog: pytest.LogCaptureFixture):
     make(tmp_path / "a.json")
-    assert read_kept(tmp_path / "a.json", Training) is None
+    assert read_kept(tmp_path / "a.json", TrainingCost) is None
     assert [path.name for path in tmp_path.iterdir()] == ["a.json.damaged"]
     assert "a.json is a p" in caplog.text or "a.json is a folder" in caplog.text

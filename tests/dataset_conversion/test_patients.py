@@ -6,7 +6,7 @@ import pytest
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_autosam2.dataset_conversion import patients
-from nnunet_autosam2.dataset_conversion.patients import leaks, patient_of, split_by_patient, splits_by_patient
+from nnunet_autosam2.dataset_conversion.patients import leaks, patient_of, plan_folds, split_by_patient
 
 TWICE = [f"BraTS-GLI-{patient:05d}-{scan}" for patient in range(20) for scan in (100, 101)]
 
@@ -56,7 +56,7 @@ def test_as_nnunet_where_each_patient_has_one_case():
 
 @pytest.mark.parametrize(("number", "folds"), [(1, 0), (2, 2), (3, 3), (5, 5)])
 def test_no_more_folds_than_patients(tmp_path: Path, number: int, folds: int):
-    splits, said = splits_by_patient(TWICE[: 2 * number], tmp_path)
+    splits, said = plan_folds(TWICE[: 2 * number], tmp_path)
     assert len(splits) == folds
     assert any(line.startswith("WARNING") for line in said) == (folds < 5)
 
@@ -74,11 +74,11 @@ def test_folds_that_are_there_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("[1]", True, "It cannot be read as nnU-Net's folds."),
     ):
         there.write_text(content)
-        splits, said = splits_by_patient(TWICE, raw)
+        splits, said = plan_folds(TWICE, raw)
         assert bool(splits) == is_written
         assert said[-1].endswith(ending)
         assert there.read_text() == content
 
 
 def test_nothing_is_said_where_each_patient_has_one_case(tmp_path: Path):
-    assert splits_by_patient(TWICE[::2], tmp_path) == ([], [])
+    assert plan_folds(TWICE[::2], tmp_path) == ([], [])

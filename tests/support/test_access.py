@@ -12,14 +12,14 @@ from nnunet_autosam2.dataset_conversion.nifti import read_volume
 from nnunet_autosam2.dataset_conversion.predictions import recorded_release
 from nnunet_autosam2.errors import AutoSAM2Error, DatasetError
 from nnunet_autosam2.evaluation.numbering import numbering_of_dataset
-from nnunet_autosam2.support.access import entries, is_looked_at, require_file
+from nnunet_autosam2.support.access import entries, is_data, require_file
 from nnunet_autosam2.support.checkpoint import read_torch_file
 from nnunet_autosam2.support.plans import read_json
 
 
 @pytest.mark.parametrize("name", ["._a.nii.gz", ".DS_Store", ".ipynb_checkpoints", "__MACOSX", "@eaDir", "Thumbs.db"])
 def test_what_systems_leave_is_not_looked_at(tmp_path: Path, name: str):
-    assert not is_looked_at(name)
+    assert not is_data(name)
     for other in (name, "b", "a_seg.nii.gz", "_hidden_not", "@home"):
         (tmp_path / other).touch()
     assert [path.name for path in entries(tmp_path)] == ["@home", "_hidden_not", "a_seg.nii.gz", "b"]

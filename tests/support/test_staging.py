@@ -204,7 +204,7 @@ def test_what_was_to_be_replaced_comes_back(tmp_path: Path):
 
 
 def test_two_processes_do_not_write_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(staging, "PATIENCE", 0.3)
+    monkeypatch.setattr(staging, "LOCK_TIMEOUT", 0.3)
     with start_writing(tmp_path / "target") as process:
         with (
             pytest.raises(DatasetError, match=r"Another process writes .*target: wait"),
