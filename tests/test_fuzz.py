@@ -27,7 +27,7 @@ from nnunet_autosam2.dataset_conversion.predictions import recorded_release
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.evaluation.numbering import numbering_of_dataset
 from nnunet_autosam2.evaluation.pairs import find_pairs
-from nnunet_autosam2.show.loading import find_case, load_trained, preprocess
+from nnunet_autosam2.show.loading import find_shown_case, load_trained, preprocess
 from nnunet_autosam2.trainers.backbone import load_backbone
 
 DATASET = "Dataset900_Phantom"
@@ -112,7 +112,7 @@ def test_plans_of_a_results_folder(model: Path, case: Path, plans, attempt, trie
     def read(written: bytes) -> None:
         (model / "plans.json").write_bytes(written)
         trained = load_trained(model, "0", "checkpoint_final.pth")
-        preprocess(find_case(case, None, trained), trained)
+        preprocess(find_shown_case(case, None, trained), trained)
 
     attempt(tries, plans, read)
 
@@ -168,7 +168,7 @@ def test_dataset_json_of_a_results_folder(model: Path, case: Path, dataset_json,
     def read(written: bytes) -> None:
         (model / "dataset.json").write_bytes(written)
         trained = load_trained(model, "0", "checkpoint_final.pth")
-        preprocess(find_case(case, None, trained), trained)
+        preprocess(find_shown_case(case, None, trained), trained)
 
     attempt(tries, dataset_json, read)
 

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_autosam2.benchmark.kept import Prediction, read_kept
+from nnunet_autosam2.benchmark.kept import PredictionCost, read_kept
 from nnunet_autosam2.benchmark.timed_prediction import main
 
 
@@ -34,7 +34,7 @@ def test_each_case_has_its_time(tmp_path: Path, model: Path, images: list[str], 
     record = tmp_path / "record.json"
     before = set(tmp_path.iterdir())
     predict(monkeypatch, record, model, {"a": images})
-    measured = read_kept(record, Prediction)
+    measured = read_kept(record, PredictionCost)
     assert measured is not None
     assert list(measured.seconds) == ["a"]
     assert 0 < measured.seconds["a"] < 600
@@ -46,7 +46,7 @@ def test_each_case_has_its_time(tmp_path: Path, model: Path, images: list[str], 
 
 def test_without_cases_the_size_of_the_model_is_still_told(tmp_path: Path, model: Path, monkeypatch):
     predict(monkeypatch, tmp_path / "record.json", model, {})
-    measured = read_kept(tmp_path / "record.json", Prediction)
+    measured = read_kept(tmp_path / "record.json", PredictionCost)
     assert measured is not None
     assert measured.seconds == {}
     assert measured.parameters.all > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from nnunet_autosam2.evaluation.empty_regions import counted
+from nnunet_autosam2.evaluation.empty_regions import comparable_scores
 
 UNDEFINED = {"Dice": None, "HD95": None}
 INVENTED = {"Dice": 0.0, "HD95": 373.0}
@@ -12,7 +12,7 @@ FOUND = {"Dice": 0.5, "HD95": 4.0}
 
 
 def of(*models: dict) -> list[dict]:
-    return [scores["ET"] for scores in counted([{"ET": scores} for scores in models])]
+    return [scores["ET"] for scores in comparable_scores([{"ET": scores} for scores in models])]
 
 
 def test_what_is_defined_for_all_stays_as_it_is():
@@ -36,7 +36,7 @@ def test_a_metric_that_one_of_them_lacks_counts_for_none():
 
 
 def test_a_region_that_one_model_does_not_predict_is_compared_for_none():
-    one, other = counted([{"WT": FOUND, "ET": FOUND}, {"WT": INVENTED}])
+    one, other = comparable_scores([{"WT": FOUND, "ET": FOUND}, {"WT": INVENTED}])
     assert (one["WT"], other["WT"]) == (FOUND, INVENTED)
     assert one["ET"] == other["ET"] == UNDEFINED
 
@@ -44,8 +44,8 @@ def test_a_region_that_one_model_does_not_predict_is_compared_for_none():
 def test_one_model_alone_and_none():
     assert of(FOUND) == [FOUND]
     assert of(UNDEFINED) == [UNDEFINED]
-    assert counted([]) == []
-    assert counted([{}, {}]) == [{}, {}]
+    assert comparable_scores([]) == []
+    assert comparable_scores([{}, {}]) == [{}, {}]
 
 
 def test_the_order_of_the_models_decides_nothing():
@@ -57,5 +57,5 @@ def test_the_order_of_the_models_decides_nothing():
 
 def test_what_was_given_is_not_changed():
     given = {"ET": dict(UNDEFINED)}
-    counted([given, {"ET": dict(INVENTED)}])
+    comparable_scores([given, {"ET": dict(INVENTED)}])
     assert given == {"ET": UNDEFINED}
