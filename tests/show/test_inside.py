@@ -115,7 +115,7 @@ def test_without_a_truth_the_unet_says_where(loaded: LoadedModel, volume: Volume
         for layer in layers:
             layer.data.fill_(bias)
         if bias < 0:
-            with pytest.raises(DatasetError, match=r"^The UNet sees no foreground, so SAM2 is not asked"):
+            with pytest.raises(DatasetError, match=r"^The UNet sees no foreground, so SAM2 is not prompted"):
                 look_inside(loaded, volume._replace(truth=None), False, None, CPU)
             return
         views = look_inside(loaded, volume._replace(truth=None), False, None, CPU)
@@ -129,7 +129,7 @@ def test_without_a_truth_the_unet_says_where(loaded: LoadedModel, volume: Volume
 
 def test_a_truth_without_foreground(loaded: LoadedModel, volume: Volume):
     assert volume.truth is not None
-    with pytest.raises(DatasetError, match=r"^The truth has no foreground, so SAM2 is not asked"):
+    with pytest.raises(DatasetError, match=r"^The truth has no foreground, so SAM2 is not prompted"):
         look_inside(loaded, volume._replace(truth=volume.truth & False), True, None, CPU)
 
 
