@@ -1,4 +1,4 @@
-"""What a field of a pydantic model may be, in words, from its JSON schema: no bound is written down twice."""
+"""Words for what a field of a pydantic model may be, from its JSON schema: no bound is written down twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _alternatives(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _numbers(schema: Mapping[str, Any], plural: str = "") -> str:
-    """As in "whole number from 0 to 1000", without an article."""
+    """Describe a type, as in "whole number from 0 to 1000", without an article."""
     noun = f"multiple{plural} of {schema['multipleOf']}" if "multipleOf" in schema else NOUNS[schema["type"]] + plural
     return f"{noun}{_bounds(schema)}"
 
