@@ -57,7 +57,7 @@ def case(tmp_path: Path) -> RawCase:
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def loaded(whole_model: Path) -> LoadedModel:
     """The network of `whole_model`, which no test changes."""
     return load_trained(whole_model, "0", "checkpoint_final.pth")
