@@ -18,6 +18,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
 
+pytest_plugins = ["benchmark_folder"]
+
 
 class Hub(ThreadingHTTPServer):
     """Serves the weights of sam2.1-hiera-tiny as the model hub does."""

@@ -41,9 +41,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def report(template, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(benchmark_template, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With every case in its viewer."""
-    folder = Path(shutil.copytree(template.path, tmp_path_factory.mktemp("viewer") / "benchmark"))
+    folder = Path(shutil.copytree(benchmark_template.path, tmp_path_factory.mktemp("viewer") / "benchmark"))
     return write_report(folder, 4).parent
 
 
@@ -142,21 +142,21 @@ def test_scrolls_toggles_and_changes_channel_and_case(open_page, server: str):
     assert page.evaluate("channel.name") == "FLAIR"
 
 
-def test_shows_the_dice_of_the_case(open_page, report: Path, template):
+def test_shows_the_dice_of_the_case(open_page, report: Path, benchmark_template):
     page = open_page((report / "viewer.html").as_uri())
     wait_for_case(page)
     case = page.evaluate("current.title")
-    results = template.content["models"][0]["folds"]
+    results = benchmark_template.content["models"][0]["folds"]
     (scores,) = [result["scores"] for fold in results for result in fold["cases"] if result["case"] == case]
     cells = page.locator("#overlays tr").nth(1).locator("td").all_inner_texts()
     assert cells[:3] == [f"{100 * scores[region]['Dice']:.1f}" for region in ("ET", "TC", "WT")]
 
 
-def test_the_label_at_the_crosshair_is_that_of_the_file(open_page, report: Path, template):
+def test_the_label_at_the_crosshair_is_that_of_the_file(open_page, report: Path, benchmark_template):
     """Where the file's first axis runs to the patient's left, the viewer turns it round."""
     page = open_page((report / "viewer.html").as_uri())
     wait_for_case(page)
-    truth = nibabel.load(template.content["cases"][page.evaluate("current.title")]["truth"])
+    truth = nibabel.load(benchmark_template.content["cases"][page.evaluate("current.title")]["truth"])
     names = {1: "oedema", 2: "necrosis", 3: "enhancing"}
     for label, name in names.items():
         voxel = np.argwhere(np.asanyarray(truth.dataobj) == label)[0]

@@ -1,3 +1,5 @@
+"""A benchmark's folder as `autosam2 benchmark` writes it: a plugin of pytest, for tests of benchmark and of report."""
+
 import copy
 import json
 import shutil
@@ -167,11 +169,13 @@ def compare(models: list[dict]) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkFolder:
+def benchmark_template(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkFolder:
     return make_benchmark(tmp_path_factory.mktemp("benchmark") / "template", (40, 48, 44))
 
 
 @pytest.fixture
-def benchmark(template: BenchmarkFolder, tmp_path: Path) -> BenchmarkFolder:
+def benchmark(benchmark_template: BenchmarkFolder, tmp_path: Path) -> BenchmarkFolder:
     """Three models, two folds, four cases."""
-    return BenchmarkFolder(shutil.copytree(template.path, tmp_path / "benchmark"), copy.deepcopy(template.content))
+    return BenchmarkFolder(
+        shutil.copytree(benchmark_template.path, tmp_path / "benchmark"), copy.deepcopy(benchmark_template.content)
+    )
