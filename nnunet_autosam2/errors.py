@@ -30,6 +30,10 @@ class DatasetError(AutoSAM2Error):
     """A file or folder of a data set cannot be used."""
 
 
+class InstallationError(AutoSAM2Error):
+    """This package, or what it needs, is not installed so that it works."""
+
+
 class TrainingError(AutoSAM2Error):
     """A training cannot go on; what it has written stays good."""
 

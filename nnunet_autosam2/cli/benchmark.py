@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from nnunet_autosam2.errors import DatasetError, TrainingError, require_distinct
+from nnunet_autosam2.errors import DatasetError, InstallationError, TrainingError, require_distinct
 from nnunet_autosam2.evaluation.challenges import CHALLENGES
 
 
@@ -91,12 +91,13 @@ def command(
     from nnunet_autosam2.benchmark.schedule import require_executor, run_jobs
     from nnunet_autosam2.dataset_conversion.patients import leaks
     from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
-    from nnunet_autosam2.report.write import require_viewer, write_report
+    from nnunet_autosam2.report.niivue import load_niivue
+    from nnunet_autosam2.report.write import write_report
     from nnunet_autosam2.show.inside import find_device
     from nnunet_autosam2.support.staging import require_writable
 
     if viewer_cases:
-        require_viewer()
+        load_niivue()  # from now on it is in the cache
     if not evaluate_only:
         require_executor(executor, parameters)
     models = find_models(dataset, trainers, plans, configuration)
@@ -139,7 +140,7 @@ def command(
     click.echo("\n\n".join(record.markdown(benchmark)))
     try:
         index = write_report(output, viewer_cases)
-    except DatasetError as error:
+    except (DatasetError, InstallationError) as error:
         if not viewer_cases:
             raise
         click.echo(f"No viewer: {error}", err=True)

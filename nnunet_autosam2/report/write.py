@@ -21,9 +21,8 @@ from nnunet_autosam2.benchmark.tables import (
 )
 from nnunet_autosam2.dataset_conversion.regions import REGIONS
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.report import fetch_niivue
-from nnunet_autosam2.report.fetch_niivue import BUNDLE
 from nnunet_autosam2.report.figures import draw_figures
+from nnunet_autosam2.report.niivue import SCRIPT, load_niivue
 from nnunet_autosam2.report.volumes import pack_cases
 from nnunet_autosam2.show.legend import UNKNOWN
 from nnunet_autosam2.support.staging import replaced_folder
@@ -39,11 +38,11 @@ def write_report(folder: Path, viewer_cases: int) -> Path:
         viewer_cases: how many the viewer shows; 0 for a report without it.
 
     Raises:
-        DatasetError: a file of the benchmark is missing or wrong, NiiVue is missing, or the disk refuses.
+        DatasetError: a file of the benchmark is missing or wrong, or the disk refuses.
+        InstallationError: NiiVue cannot be had.
     """
     benchmark = read_benchmark(folder)
-    if viewer_cases:
-        require_viewer()
+    niivue = load_niivue() if viewer_cases else b""
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     _require_replaceable(folder / NAME)
     with replaced_folder(folder / NAME) as staged:
@@ -56,24 +55,12 @@ def write_report(folder: Path, viewer_cases: int) -> Path:
                 benchmark=benchmark, cases=cases, regions=benchmark.regions, labels=labels, data=data
             )
             (staged / "viewer.html").write_text(page, encoding="utf-8")
-            for file in (BUNDLE, TEMPLATES / "viewer.js", TEMPLATES / "niivue-LICENSE.txt"):
+            (staged / SCRIPT).write_bytes(niivue)
+            for file in (TEMPLATES / "viewer.js", TEMPLATES / "niivue-LICENSE.txt"):
                 shutil.copyfile(file, staged / file.name)
         page = environment.get_template("index.html").render(_index(benchmark, cases))
         (staged / "index.html").write_text(page, encoding="utf-8")
     return folder / NAME / "index.html"
-
-
-def require_viewer() -> None:
-    """Refuse to start where the viewer could not be made.
-
-    Raises:
-        DatasetError: NiiVue is missing.
-    """
-    if not BUNDLE.is_file():
-        raise DatasetError(
-            f"{BUNDLE} is missing, with which the viewer draws: run `python -m {fetch_niivue.__name__}` once (it needs "
-            "npm and a network), or leave the viewer out by --viewer-cases 0."
-        )
 
 
 def _index(benchmark: Benchmark, cases: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
-from nnunet_autosam2.report import write
+from nnunet_autosam2.report.niivue import ENVIRONMENT_VARIABLE
 from nnunet_autosam2.show.legend import legend
 
 NO_VIEWER = ("--viewer-cases", "0")
@@ -133,12 +133,14 @@ def test_something_else_in_the_place_of_the_report_stays(benchmark):
 
 
 def test_says_how_to_get_the_viewer(benchmark, monkeypatch, tmp_path):
-    monkeypatch.setattr(write, "BUNDLE", tmp_path / "niivue.umd.js")
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9")
     result = CliRunner().invoke(main, ["report", str(benchmark.path)])
     assert result.exit_code == 1
     (line,) = result.output.splitlines()
-    assert line.startswith(f"Error: {tmp_path / 'niivue.umd.js'} is missing")
-    assert "python -m nnunet_autosam2.report.fetch_niivue" in line
+    assert line.startswith("Error: NiiVue, with which the viewer draws, cannot be fetched from http://127.0.0.1:9/")
+    assert f"{ENVIRONMENT_VARIABLE}=FILE. --viewer-cases 0 leaves the viewer out." in line
     assert not (benchmark.path / "report").exists()
     result = CliRunner().invoke(main, ["report", str(benchmark.path), *NO_VIEWER])
     assert result.exit_code == 0, result.output
