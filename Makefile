@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-SOURCES := setup.py pyproject.toml README.md $(shell git ls-files nnunet_autosam2 dataset_conversion overlay)
 
 export UV_HTTP_TIMEOUT ?= 600
 # On a CPU, training takes and frees large blocks all the time. This keeps glibc from giving them back to the system
@@ -26,12 +25,12 @@ $(VENV)/bin/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 
-# Not editable: nnU-Net finds the trainer only in an installed copy. A stale build/ would end up in it. Bytecode,
-# because nnU-Net starts many processes, each of which would compile torch where Python must not write it itself.
-$(VENV)/installed: $(VENV)/bin/uv $(SOURCES)
-	rm -rf build
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --reinstall-package nnunet-autosam2 ".[test]"
-	rm -rf build
+# Editable, with a link for nnU-Net's search: what is edited counts at once. Bytecode, because nnU-Net starts many
+# processes, each of which would compile torch where Python must not write it itself.
+$(VENV)/installed: $(VENV)/bin/uv setup.py pyproject.toml
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --reinstall-package nnunet-autosam2 -e ".[test]"
+	$(BIN)/python -m nnunet_autosam2.support.discovery
+	$(BIN)/python -m compileall -q nnunet_autosam2 dataset_conversion overlay
 	touch $@
 
 demo: install

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.editable_wheel import editable_wheel
 
 OVERLAY = "nnunetv2.training.nnUNetTrainer.variants.autosam2"
 LINK = Path("nnunet_autosam2", "dataset_conversion")
@@ -15,7 +16,18 @@ if not LINK.is_dir():
         "before."
     )
 
+
+class EditableWithoutOverlay(editable_wheel):
+    """Leaves the overlay to `autosam2 doctor --fix`: nnU-Net looks for files, not for what an import hook knows."""
+
+    def run(self) -> None:
+        self.distribution.packages.remove(OVERLAY)
+        del self.distribution.package_dir[OVERLAY]
+        super().run()
+
+
 setup(
+    cmdclass={"editable_wheel": EditableWithoutOverlay},
     name="nnunet-autosam2",
     version="0.1.0",
     description="SAM2 in 3D medical image segmentation: an nnU-Net v2 trainer plugin",
@@ -59,6 +71,7 @@ setup(
             "playwright>=1.49,<2",
             "ruff>=0.14,<1",
             "mypy>=1.18,<3",
+            "setuptools>=77",
         ],
     },
     entry_points={"console_scripts": ["autosam2=nnunet_autosam2.cli.main:main"]},

@@ -2,7 +2,7 @@
 
 nnU-Net imports every module that it walks past and asks each with `hasattr` for the class. This one answers
 from `nnunet_autosam2.trainers` on demand (PEP 562), so that other trainers neither wait for this plugin nor
-fail with it. An editable install serves it by `nnUNet_extTrainer=<this folder>`.
+fail with it. In an editable install this folder is linked there; `nnUNet_extTrainer=<this folder>` serves it too.
 """
 
 import importlib

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.metadata
-import io
 import os
 import platform
 import warnings
@@ -15,11 +13,11 @@ from typing import NamedTuple
 
 import click
 
-import nnunet_autosam2
 from nnunet_autosam2.config import AutoSAM2Config, parse_assignments
 from nnunet_autosam2.errors import AutoSAM2Error
+from nnunet_autosam2.support import discovery
+from nnunet_autosam2.support.discovery import TRAINER
 
-TRAINER = "nnUNetTrainerAutoSAM2"
 WEIGHTS = "SAM2 weights"
 DISTRIBUTIONS = (
     "nnunet-autosam2",
@@ -44,8 +42,9 @@ class Finding(NamedTuple):
 @click.command(short_help="Check that everything a training needs is here.")
 @click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--model", metavar="NAME", help="Same as sam2_model=NAME.")
+@click.option("--fix", is_flag=True, help="Of an editable install, link the trainers into nnU-Net's package.")
 @click.pass_context
-def command(context: click.Context, assignments: tuple[str, ...], model: str | None) -> None:
+def command(context: click.Context, assignments: tuple[str, ...], model: str | None, fix: bool) -> None:
     """Check versions, trainer discovery, device, SAM2 weights and nnU-Net's folders.
 
     KEY=VALUE changes the configuration to check for, such as sam2_checkpoint=random. Exit code 1 when something
@@ -55,6 +54,7 @@ def command(context: click.Context, assignments: tuple[str, ...], model: str | N
     config = AutoSAM2Config().updated({**changes, **({"sam2_model": model} if model else {})})
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
+        **({"overlay": _fix} if fix else {}),
         TRAINER: lambda: _trainer(config),
         "device": _device,
         WEIGHTS: lambda: _weights(config),
@@ -90,32 +90,25 @@ def _versions() -> Iterator[Finding]:
             yield Finding("PROBLEM", name, f"not installed: pip install {name}")
 
 
-def _trainer(config: AutoSAM2Config) -> Iterator[Finding]:
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name  # slow, and may be broken
+def _fix() -> Iterator[Finding]:
+    yield Finding("ok", "overlay", discovery.link_overlay())
 
+
+def _trainer(config: AutoSAM2Config) -> Iterator[Finding]:
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net reports its search
-            trainer = recursive_find_trainer_class_by_name(TRAINER)
+        trainer = discovery.search_trainer()
         if config.uses_sam2:  # imported with the first network only
             importlib.import_module("nnunet_autosam2.architectures.sam2.model")
     except Exception as error:
-        if not str(error).startswith("Could not find requested nnunet trainer"):
-            yield Finding("PROBLEM", TRAINER, f"cannot be imported: {_one_line(error)}")
-            return
-        yield Finding("PROBLEM", TRAINER, f"nnU-Net does not find it. {_discovery_remedy()}")
+        yield Finding("PROBLEM", TRAINER, f"cannot be imported: {_one_line(error)}")
+        return
+    if trainer is None:
+        remedy = discovery.search_remedy()
+        if discovery.is_editable():
+            remedy = remedy.replace("Run: ", "Run: autosam2 doctor --fix, or: ", 1)
+        yield Finding("PROBLEM", TRAINER, f"nnU-Net does not find it. {remedy}")
         return
     yield Finding("ok", TRAINER, f"found by nnU-Net, in {trainer.__module__}")
-
-
-def _discovery_remedy() -> str:
-    """An editable install keeps the overlay in the source tree, where nnU-Net looks only when told to."""
-    from nnunetv2.paths import nnUNet_extTrainer
-
-    overlay = Path(nnunet_autosam2.__file__).resolve().parents[1] / "overlay"
-    if not (overlay / "autosam2_trainers.py").is_file():
-        return "Install nnunet-autosam2 again, into the environment that nnunetv2 is in."
-    folders = [folder for folder in (nnUNet_extTrainer.get(), str(overlay)) if folder]
-    return f"Run: export nnUNet_extTrainer={os.pathsep.join(folders)}"
 
 
 def _device() -> Iterator[Finding]:
@@ -123,12 +116,8 @@ def _device() -> Iterator[Finding]:
 
     from nnunet_autosam2.architectures.sam2.model import supports_bfloat16
 
-    if torch.cuda.is_available():
-        device, name = torch.device("cuda"), torch.cuda.get_device_name()
-    elif torch.backends.mps.is_available():
-        device, name = torch.device("mps"), "mps (train with -device mps)"
-    else:
-        device, name = torch.device("cpu"), "cpu (train with -device cpu)"
+    device = discovery.default_device()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{device} (train with -device {device})"
     precision = "bfloat16" if supports_bfloat16(device) else "no bfloat16 units"
     yield Finding("ok" if device.type == "cuda" else "note", "device", f"{name}, {precision}")
 

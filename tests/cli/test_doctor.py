@@ -109,7 +109,7 @@ def test_source_checkout_prints_the_line_that_makes_the_trainer_discoverable(env
     environment["PYTHONPATH"] = os.pathsep.join([str(plain), str(ROOT)])
     run = doctor(environment, "sam2_checkpoint=random")
     assert problems(run) == {"nnUNetTrainerAutoSAM2"}
-    line = findings(run)["nnUNetTrainerAutoSAM2"][1].partition("Run: export ")[2]
+    line = findings(run)["nnUNetTrainerAutoSAM2"][1].partition("export ")[2]
     variable, _, value = line.partition("=")
     assert (variable, value) == ("nnUNet_extTrainer", str(ROOT / "overlay"))
     mended = doctor({**environment, variable: value}, "slice_fraction=0")
