@@ -18,7 +18,7 @@ from nnunet_autosam2.support.staging import replaced_file
 
 PACKAGE = "@niivue/niivue@0.69.0"
 SHA512 = "YMjQvJgD1W2b7DuoxkwlC4VxbrgIePRJ5qyQzXKxi2v2MBVg285P/CIQyg46oDDGDIcaNlbd+MhtO/edMbXJkA=="
-"""Of the archive, as in npm's lock files"""
+"""Hash of the archive, as in npm's lock files"""
 ARCHIVE = "niivue-niivue-0.69.0.tgz"
 """The name that `npm pack` gives it"""
 PATH_IN_REGISTRY = "@niivue/niivue/-/niivue-0.69.0.tgz"
@@ -52,7 +52,7 @@ def load_niivue() -> bytes:
 
 
 def cached_archive() -> Path:
-    """Where it is kept, below `$XDG_CACHE_HOME` or `~/.cache`, as the model hub's files are."""
+    """Path at which it is kept, below `$XDG_CACHE_HOME` or `~/.cache`, as the model hub's files are."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nnunet-autosam2" / ARCHIVE
 
 

@@ -1,4 +1,4 @@
-"""What is found where this package is installed: the trainers, by nnU-Net's own search, and the device.
+"""Discovery of what is there where this package is installed: the trainers, by nnU-Net's own search, and the device.
 
 `python -m nnunet_autosam2.support.discovery` links the overlay as `autosam2 doctor --fix` does.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TRAINER = "nnUNetTrainerAutoSAM2"
 DISTRIBUTION = "nnunet-autosam2"
 OVERLAY = Path("training", "nnUNetTrainer", "variants", "autosam2")
-"""In nnU-Net's package, where it looks for trainers"""
+"""Folder in nnU-Net's package, where it looks for trainers"""
 MODULE = "autosam2_trainers.py"
 
 
@@ -56,7 +56,7 @@ def default_device() -> torch.device:
 
 
 def is_editable() -> bool:
-    """Whether an installer has put a link to the sources in the place of a copy."""
+    """True where an installer has put a link to the sources in the place of a copy."""
     distribution = _installed()
     origin = distribution.read_text("direct_url.json") if distribution else None
     return bool(json.loads(origin or "{}").get("dir_info", {}).get("editable"))
@@ -69,7 +69,7 @@ def source_overlay() -> Path | None:
 
 
 def installed_overlay() -> Path:
-    """Where nnU-Net looks for the overlay, whether it is there or not.
+    """Place in which nnU-Net looks for the overlay, whether it is there or not.
 
     Raises:
         InstallationError: nnU-Net is not installed.
@@ -81,7 +81,7 @@ def installed_overlay() -> Path:
 
 
 def search_remedy() -> str:
-    """What to do where nnU-Net does not find the trainers."""
+    """Advice for where nnU-Net does not find the trainers."""
     overlay = source_overlay()
     if overlay is None:
         return "Install nnunet-autosam2 again, into the environment that nnunetv2 is in."
@@ -129,7 +129,7 @@ def _remove(link: Path) -> None:
 
 
 def _installed() -> importlib.metadata.Distribution | None:
-    """What an installer has recorded; setuptools leaves metadata in the sources, too, which may be on the path."""
+    """Metadata that an installer has recorded; setuptools leaves some in the sources, too, which may be on the path."""
     found = importlib.metadata.distributions(name=DISTRIBUTION)
     return next((distribution for distribution in found if distribution.read_text("RECORD")), None)
 
