@@ -28,7 +28,6 @@ from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, TrainingEr
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
 from nnunet_autosam2.support.plans import read_plans
 from nnunet_autosam2.support.staging import remove_unfinished, replaced_file
-from nnunet_autosam2.trainers import test_time_augmentation
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
 from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, confusion_counts
 from nnunet_autosam2.trainers.early_stopping import EarlyStopping, defined_ema
@@ -36,6 +35,7 @@ from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, LeftOutSteps
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 from nnunet_autosam2.trainers.resuming import changes, require_same_structure
+from nnunet_autosam2.trainers.test_time_augmentation import install as install_test_time_augmentation
 
 TEST_RUN = AutoSAM2Config(num_epochs=2, num_iterations_per_epoch=10, num_val_iterations_per_epoch=2)
 TEST_RUN_CASES = 4
@@ -45,7 +45,7 @@ OUT_OF_MEMORY = (
 )
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
 
-test_time_augmentation.install()
+install_test_time_augmentation()
 
 
 class PatienceExhausted(Exception):
