@@ -50,14 +50,15 @@ def test_no_two_classes_or_public_functions_of_one_name():
 
 
 def imported(module: str, statements: Iterator[ast.AST]) -> Iterator[str]:
-    """Modules of the package that these statements import, and the packages that are run on the way."""
+    """Modules of the package that these statements import, without the packages above them."""
     for node in statements:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module} has a relative import"
-            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            below = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module or "" for name in below]
         yield from (name for name in names if name in MODULES)
 
 
