@@ -35,6 +35,7 @@ from nnunet_autosam2.support.staging import locked, open_unfinished, resumable_f
 RELEASE_KEY = "brats_release"
 """Key of dataset.json, which nnU-Net passes over and carries along to models and predictions"""
 LONGEST_NAME = 200
+"""Bytes of a dataset's name, which is part of a file's: file systems take 255"""
 """Bytes. File systems take 255 for a name, and folders beside the data set's have longer ones."""
 
 
@@ -160,8 +161,11 @@ def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:
         raise ConfigurationError(
             f"Dataset name {name!r} is not possible: use letters, digits, underscore, hyphen and dot."
         )
-    if len(os.fsencode(name)) > LONGEST_NAME:
-        raise ConfigurationError(f"Dataset name {name[:20]}… is not possible: use at most {LONGEST_NAME} characters.")
+    if (size := len(os.fsencode(name))) > LONGEST_NAME:
+        raise ConfigurationError(
+            f"Dataset name {name[:20]}… is not possible: it has {size} bytes, and {LONGEST_NAME} is the most (letters "
+            "beyond ASCII have 2 to 4 each)."
+        )
     if output is None and not nnUNet_raw:
         raise ConfigurationError("nnUNet_raw is not set: export it as nnU-Net's raw data folder, or give --output.")
     parent = Path(nnUNet_raw) if output is None else output

@@ -24,9 +24,12 @@ CONVERTED_KEY = "brats_labels_of"
 
 
 class RecordedRelease(BaseModel):
-    """Entry of dataset.json that `convert_brats` writes."""
+    """What dataset.json says of releases, whatever else is in it."""
 
     brats_release: StrictStr | None = None
+    """The one that the training cases came from"""
+    brats_labels_of: StrictStr | None = None
+    """CONVERTED_KEY"""
 
 
 class ConvertedPredictions(NamedTuple):
@@ -50,8 +53,7 @@ def predictions_to_brats(predictions: Path, output: Path, release: str | None = 
     files = [file for file in entries(predictions) if file.name.endswith(".nii.gz")]
     if not files:
         raise DatasetError(f"{predictions} holds no .nii.gz file: give the folder that nnUNetv2_predict wrote.")
-    chosen = release_named(release) if release else recorded_release(predictions)
-    _require_unconverted(predictions / "dataset.json")
+    chosen = _given_release(release, predictions / "dataset.json") if release else recorded_release(predictions)
     original = chosen.original
     with staged_folder(output) as staged:
         problems = thread_map(partial(_check, labels=tuple(original)), files, desc="check", max_workers=WORKERS)
@@ -70,10 +72,10 @@ def recorded_release(folder: Path) -> Release:
     places = [place / "dataset.json" for place in (folder.absolute(), *folder.absolute().parents[:2])]
     there = [file for file in places if file.exists()]
     for file in there:
-        name = checked(read_json(file), RecordedRelease, file).brats_release
-        _require_unconverted(file)
-        if name:
-            return release_named(name)
+        recorded = _read(file)
+        _require_unconverted(recorded, file)
+        if recorded.brats_release:
+            return release_named(recorded.brats_release)
     said = f"{there[0]} does not say" if there else f"{folder} has no dataset.json that would say"
     raise DatasetError(
         f"{said} which release the labels came from: give --release, one of {', '.join(RELEASES)}. "
@@ -81,16 +83,26 @@ def recorded_release(folder: Path) -> Release:
     )
 
 
-def _require_unconverted(dataset_json: Path) -> None:
-    """Refuse a second conversion, in which labels would change places and nobody would notice."""
+def _given_release(name: str, dataset_json: Path) -> Release:
+    """The release of that name; a file that cannot be read does not matter then."""
     try:
-        content = read_json(dataset_json)
+        recorded = _read(dataset_json)
     except DatasetError:
-        return
-    if isinstance(content, dict) and CONVERTED_KEY in content:
+        return release_named(name)
+    _require_unconverted(recorded, dataset_json)
+    return release_named(name)
+
+
+def _read(dataset_json: Path) -> RecordedRelease:
+    return checked(read_json(dataset_json), RecordedRelease, dataset_json)
+
+
+def _require_unconverted(recorded: RecordedRelease, dataset_json: Path) -> None:
+    """Refuse a second conversion, in which labels would change places and nobody would notice."""
+    if recorded.brats_labels_of is not None:
         raise DatasetError(
-            f"{dataset_json} says that the labels beside it are those of {printable(content[CONVERTED_KEY])} already: "
-            "there is nothing to convert."
+            f"{dataset_json} says that the labels beside it are those of {printable(recorded.brats_labels_of)} "
+            "already: there is nothing to convert."
         )
 
 

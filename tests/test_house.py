@@ -111,9 +111,6 @@ TESTED_ELSEWHERE = {
     "architectures/outputs.py": "architectures/test_autosam2.py",  # records without a line of code
     "architectures/sam2/volume.py": "architectures/test_autosam2.py",
     "dataset_conversion/regions.py": "evaluation/test_numbering.py",  # constants, tested by what they mean
-    "cli/merge_adapters.py": "end_to_end/test_adapters.py",
-    "cli/report.py": "report/test_write.py",
-    "cli/show.py": "end_to_end/test_show.py",
 }
 
 

@@ -36,14 +36,16 @@ def test_a_path_that_is_too_long(tmp_path: Path, monkeypatch, name: str):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_dataset_name_that_is_too_long(tmp_path: Path):
+@pytest.mark.parametrize("name", ["n" * 201, "ä" * 101])
+def test_a_dataset_name_that_is_too_long(tmp_path: Path, name: str):
     (tmp_path / "source").mkdir()
     result = CliRunner().invoke(
-        main, ["convert-brats", f"{tmp_path / 'source'}", "-d", "7", "-n", LONG, "--output", f"{tmp_path}"]
+        main, ["convert-brats", f"{tmp_path / 'source'}", "-d", "7", "-n", name, "--output", f"{tmp_path}"]
     )
     assert result.exit_code == 1
     (line,) = result.output.splitlines()
-    assert line == f"Error: Dataset name {LONG[:20]}… is not possible: use at most 200 characters."
+    expected = f"Dataset name {name[:20]}… is not possible: it has {len(name.encode())} bytes, and 200 is the most"
+    assert line == f"Error: {expected} (letters beyond ASCII have 2 to 4 each)."
     assert list(tmp_path.iterdir()) == [tmp_path / "source"]
 
 

@@ -108,6 +108,21 @@ def test_the_release_is_that_of_the_nearest_dataset_json(tmp_path: Path):
         recorded_release(validation)
 
 
+@pytest.mark.parametrize("release", [None, "2018-2021"])
+def test_labels_are_converted_once(source: Path, tmp_path: Path, release: str | None):
+    dataset = convert_brats(source, 5, "Phantom", output=tmp_path)
+    predictions_to_brats(dataset.folder / "labelsTr", tmp_path / "back")
+    with pytest.raises(DatasetError, match=r"back/dataset.json says .* those of 2018-2021 already"):
+        predictions_to_brats(tmp_path / "back", tmp_path / "again", release)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_damaged_dataset_json_does_not_matter_where_the_release_is_given(source: Path, tmp_path: Path):
+    labels = convert_brats(source, 5, "Phantom", output=tmp_path).folder / "labelsTr"
+    (labels / "dataset.json").write_text("{")
+    assert predictions_to_brats(labels, tmp_path / "back", "2018-2021").number == 2
+
+
 def test_probabilities_in_the_place_of_labels_are_one_short_line(source: Path, tmp_path: Path):
     labels = convert_brats(source, 5, "Phantom", output=tmp_path).folder / "labelsTr"
     probabilities = np.random.default_rng(0).random((90, 90, 90), np.float32)
