@@ -5,7 +5,7 @@ output=$(mkdir -p "$1" && cd "$1" && pwd)
 rm -rf "${output:?}"/*
 
 export nnUNet_raw="$output/raw" nnUNet_preprocessed="$output/preprocessed" nnUNet_results="$output/results"
-export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2
+export nnUNet_n_proc_DA=1 nnUNet_def_n_proc=1
 mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"
 log="$output/log.txt"
 model="$nnUNet_results/Dataset900_Phantom/nnUNetTrainerAutoSAM2__nnUNetPlans__demo"
@@ -28,15 +28,15 @@ step "Conversion to nnU-Net, one case held out"
 run autosam2 convert-brats "$output/phantom" -d 900 -n Phantom
 run autosam2 convert-brats "$output/held_out" -d 901 -n HeldOut
 step "Planning and preprocessing"
-run nnUNetv2_plan_and_preprocess -d 900 -c 3d_fullres -np 2 -npfp 2 --verify_dataset_integrity
+run nnUNetv2_plan_and_preprocess -d 900 -c 3d_fullres -np 1 -npfp 1 --verify_dataset_integrity
 step "A small configuration, with SAM2's weights random on purpose"
 run autosam2 configure 900 --base 3d_fullres --name demo --patch-size 32 48 48 --batch-size 2 \
     sam2_checkpoint=random sam2_image_size=128 initial_lr=2e-3 \
-    num_epochs=5 num_iterations_per_epoch=16 num_val_iterations_per_epoch=4
+    num_epochs=5 num_iterations_per_epoch=16 num_val_iterations_per_epoch=2
 step "Training: 5 epochs of 16 iterations"
-run nnUNetv2_train 900 demo all -tr nnUNetTrainerAutoSAM2 -device cpu
+run nnUNetv2_train 900 demo 0 -tr nnUNetTrainerAutoSAM2 -device cpu
 step "Prediction of the held-out case"
-run nnUNetv2_predict -d 900 -c demo -tr nnUNetTrainerAutoSAM2 -f all -device cpu -npp 1 -nps 1 \
+run nnUNetv2_predict -d 900 -c demo -tr nnUNetTrainerAutoSAM2 -f 0 -device cpu -npp 0 -nps 0 \
     -i "$nnUNet_raw/Dataset901_HeldOut/imagesTr" -o "$output/prediction"
 step "Evaluation"
 run nnUNetv2_evaluate_folder "$nnUNet_raw/Dataset901_HeldOut/labelsTr" "$output/prediction" \
@@ -49,6 +49,6 @@ dice = (f"{name} {scores['Dice']:.3f}" for name, scores in zip(REGIONS, regions.
 print("      Dice of the held-out case:", ", ".join(dice))
 PYTHON
 step "Pictures of what happens inside"
-run autosam2 show "$nnUNet_raw/Dataset901_HeldOut/imagesTr/phantom_007" -m "$model" -f all --slices 4 \
+run autosam2 show "$nnUNet_raw/Dataset901_HeldOut/imagesTr/phantom_007" -m "$model" -f 0 --slices 4 \
     -o "$output/pictures"
 step "Done: $output/pictures. SAM2 was untrained here, so they show that everything works, not how well."
