@@ -1,4 +1,5 @@
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,18 +17,25 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+KEPT = 4
+"""Networks that are kept to be copied: SAM2 alone is 140 MB"""
+
+
 @pytest.fixture(scope="session")
 def make_network() -> Callable[..., AutoSAM2]:
     """A small network with seeded random weights, SAM2's too; parameters as of AutoSAM2."""
 
     small = {"sam2_image_size": 64, "sam2_checkpoint": "random", "sam2_precision": "float32"}
-    built: dict[str, AutoSAM2] = {}
+    built: OrderedDict[str, AutoSAM2] = OrderedDict()
 
     def build(num_classes: int = 3, in_channels: int = 2, seed: int = 0, **parameters) -> AutoSAM2:
         key = repr((num_classes, in_channels, seed, sorted(parameters.items())))
         if key not in built:
             torch.manual_seed(seed)
             built[key] = AutoSAM2(num_classes, in_channels, **{**small, **parameters})
+        built.move_to_end(key)
+        if len(built) > KEPT:
+            built.popitem(last=False)
         return copy.deepcopy(built[key])
 
     return build
