@@ -107,9 +107,7 @@ def test_rooms_lean_on_each_other_one_way(room: str, others: list[str]):
 
 
 TESTED_ELSEWHERE = {
-    "architectures/masks.py": "architectures/test_autosam2.py",
     "architectures/outputs.py": "architectures/test_autosam2.py",  # records without a line of code
-    "architectures/sam2/volume.py": "architectures/test_autosam2.py",
     "dataset_conversion/regions.py": "evaluation/test_numbering.py",  # constants, tested by what they mean
 }
 

@@ -7,7 +7,7 @@ import torch
 from sam2.build_sam import build_sam2
 from torch import Tensor
 
-from nnunet_autosam2.architectures.sam2.mask_decoder import MaskPrediction
+from nnunet_autosam2.architectures.masks import SliceMasks
 from nnunet_autosam2.architectures.sam2.model import SAM2
 
 E = 4
@@ -61,12 +61,12 @@ def test_masks_and_scores_are_the_packages(pair, images: int, prompts: int):
     inputs = make_inputs(images, prompts)
     with torch.no_grad():
         found = ours(*inputs)
-    assert isinstance(found, MaskPrediction)
-    assert found.logits.shape == (prompts, 4 * E, 4 * E)
-    assert found.token.shape == (prompts, 256)
+    assert isinstance(found, SliceMasks)
+    assert found.logits.shape == (images, prompts // images, 4 * E, 4 * E)
+    assert found.token.shape == (images, prompts // images, 256)
     for mine, expected in zip(found[:3], one_by_one(theirs, *inputs), strict=True):
         assert expected.abs().max() > 1e-3
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(mine.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_reach_images_prompts_and_every_weight_that_has_a_part(pair):
