@@ -9,6 +9,8 @@ export UV_HTTP_TIMEOUT ?= 600
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 268435456
+# nnU-Net gives every process all cores on a CPU. Threads that wait do so without keeping them from others.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help install demo test test-units test-end-to-end test-slow bench lint format clean
 
@@ -54,6 +56,7 @@ format: install
 test: lint
 	$(MAKE) --jobs 2 test-units test-end-to-end
 
+test-units: export OMP_NUM_THREADS ?= 1
 test-units:
 	$(BIN)/pytest -m "not end_to_end and not slow"
 

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,10 +16,13 @@ import pytest
 import torch
 from sam2.build_sam import build_sam2
 
+from tests.end_to_end.fork_server import ForkServer
+
 DATASET = "Dataset900_Phantom"
 TINY = [
     "--patch-size", "24", "32", "32", "--batch-size", "2",
-    "sam2_image_size=64", "num_iterations_per_epoch=3", "num_val_iterations_per_epoch=1", "initial_lr=1e-3",
+    "sam2_image_size=64", "slice_fraction=0.15", "num_iterations_per_epoch=3", "num_val_iterations_per_epoch=1",
+    "initial_lr=1e-3",
 ]  # fmt: skip
 
 
@@ -27,34 +32,50 @@ class Workspace:
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
+    fork_server: ForkServer | None = None
 
     @property
     def variables(self) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet_", "AUTOSAM2_", "HF_"))}
+        ours = ("nnUNet_", "AUTOSAM2_", "HF_", "PYTEST_")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         folders = {f"nnUNet_{name}": str(self.root / name) for name in ("raw", "preprocessed", "results")}
         limits = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "HF_HUB_OFFLINE": "1"}
         return {**inherited, **folders, **limits, "PATH": path, "HF_HOME": str(self.root / "hub"), **self.environment}
 
-    def start(self, *command: str | Path) -> subprocess.Popen:
+    def variables_of(self, command: tuple[str | Path, ...]) -> dict[str, str]:
         variables = self.variables
         if command[0] == "nnUNetv2_train" and "nnUNet_n_proc_DA" not in self.environment:
             variables["nnUNet_n_proc_DA"] = "0"  # it starts earlier without processes that load its data
+        return variables
+
+    def start(self, *command: str | Path) -> subprocess.Popen:
         return subprocess.Popen(
             [str(part) for part in command],
             cwd=self.root,
-            env=variables,
+            env=self.variables_of(command),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
 
-    def run(self, *command: str | Path, expected: int = 0) -> str:
-        """Standard output and error of a command that has to end with the code `expected`."""
-        process = self.start(*command)
-        output, _ = process.communicate(timeout=900)
-        assert process.returncode == expected, f"{' '.join(map(str, command))}\n{output[-5000:]}"
+    def run(self, *command: str | Path, expected: int = 0, afresh: bool = False) -> str:
+        """Standard output and error of a command that has to end with the code `expected`.
+
+        Not `afresh` it is forked where that makes no difference, which saves what it would import.
+        """
+        server, variables = self.fork_server, self.variables_of(command)
+        if not afresh and server is not None and server.serves(str(command[0]), variables):
+            with tempfile.TemporaryFile("w+") as file:
+                code = server.run([str(part) for part in command], self.root, variables, file, timeout=900)
+                file.seek(0)
+                output = file.read()
+        else:
+            process = self.start(*command)
+            output, _ = process.communicate(timeout=900)
+            code = process.returncode
+        assert code == expected, f"{' '.join(map(str, command))}\n{output[-5000:]}"
         return output
 
     def probabilities(self, model: Path, images: Path, output: Path) -> dict[str, np.ndarray]:
@@ -70,17 +91,21 @@ class Workspace:
 
 
 @pytest.fixture(scope="session")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """Planned and preprocessed, with the configuration `tiny` and with weights of SAM2 to be found."""
     workspace = Workspace(tmp_path_factory.mktemp("nnunet"))
+    workspace.fork_server = ForkServer(workspace.variables)
     for folder in ("raw", "preprocessed", "results"):
         (workspace.root / folder).mkdir()
     workspace.run("autosam2", "make-phantom", "phantom", "--cases", "6", "--size", "28", "32", "32")
     workspace.run("autosam2", "convert-brats", "phantom", "-d", "900", "-n", "Phantom")
-    workspace.run("nnUNetv2_plan_and_preprocess", "-d", "900", "-c", "3d_fullres", "-np", "1", "-npfp", "1")
+    plan = ("nnUNetv2_plan_and_preprocess", "-d", "900", "-c", "3d_fullres", "-np", "1", "-npfp", "1")
+    workspace.run(Path(__file__).with_name("write_fingerprint.py"), "900")
+    workspace.run(*plan)
     workspace.environment["AUTOSAM2_SAM2_WEIGHTS"] = str(write_sam2_checkpoint(workspace.root / "sam2_weights.pt"))
     workspace.run("autosam2", "configure", "900", "--name", "tiny", *TINY, "num_epochs=3")
-    return workspace
+    yield workspace
+    workspace.fork_server.close()
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +124,7 @@ def loading(extended: Workspace) -> Workspace:
 @pytest.fixture(scope="session")
 def trained(planned: Workspace) -> Path:
     """Results folder of the hybrid, fold 0, trained to the end."""
-    planned.run("nnUNetv2_train", "900", "tiny", "0", "-tr", "nnUNetTrainerAutoSAM2", "-device", "cpu")
+    planned.run("nnUNetv2_train", "900", "tiny", "0", "-tr", "nnUNetTrainerAutoSAM2", "-device", "cpu", afresh=True)
     return planned.results("nnUNetTrainerAutoSAM2", "tiny")
 
 

@@ -13,10 +13,10 @@ pytestmark = pytest.mark.end_to_end
 ONE_PROCESS = ("-device", "cpu", "-npp", "1", "-nps", "1")
 
 
-def predict(workspace, images: Path, output: Path, *options: str) -> None:
+def predict(workspace, images: Path, output: Path, *options: str, afresh: bool = False) -> None:
     workspace.run(
         "nnUNetv2_predict", "-d", "900", "-c", "tiny", "-tr", "nnUNetTrainerAutoSAM2", "-f", "0",
-        "-i", images, "-o", output, *ONE_PROCESS, *options,
+        "-i", images, "-o", output, *ONE_PROCESS, *options, afresh=afresh,
     )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def segmentations(folder: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def prediction(planned, trained: Path, images: Path) -> Path:
     folder = planned.root / "prediction"
-    predict(planned, images, folder, "--save_probabilities")
+    predict(planned, images, folder, "--save_probabilities", afresh=True)
     return folder
 
 
