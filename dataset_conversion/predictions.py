@@ -24,12 +24,12 @@ CONVERTED_KEY = "brats_labels_of"
 
 
 class RecordedRelease(BaseModel):
-    """What dataset.json says of releases, whatever else is in it."""
+    """Entries of dataset.json that name releases."""
 
     brats_release: StrictStr | None = None
     """The one that the training cases came from"""
     brats_labels_of: StrictStr | None = None
-    """CONVERTED_KEY"""
+    """The one whose labels converted predictions have; CONVERTED_KEY"""
 
 
 class ConvertedPredictions(NamedTuple):
