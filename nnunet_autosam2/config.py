@@ -28,7 +28,7 @@ VALUE_SHOWN = 200
 """Characters of a value in a message"""
 PIXELS_AT_ONCE = 16 * 512**2
 PIXELS_AT_ONCE_ON_GPU = {"autosam2": 80 * 512**2, "plans": 26 * 512**2}
-"""By backbone: every chunk costs the time to launch its kernels, and memory; docs/performance.md has both."""
+"""Pixels by backbone: every chunk costs the time to launch its kernels, and memory; docs/performance.md has both."""
 SAM2_SIZE_STEP = 32  # Hiera's windowed position embedding has to tile the feature map
 
 Propagation = Literal["linear", "memory"]
@@ -125,13 +125,13 @@ class AutoSAM2Config(BaseModel, frozen=True):
     """Side length in pixels to which a slice is resized for SAM2. Cost grows with its square, masks come at a quarter
     of it."""
     sam2_tuning: Tuning = "decoder"
-    """What of SAM2 trains: nothing (`frozen`), mask decoder and prompt tokens (`decoder`), these and low-rank adapters
-    in the image encoder (`lora`), everything (`full`)."""
+    """Parts of SAM2 that train: none (`frozen`), mask decoder and prompt tokens (`decoder`), these and low-rank
+    adapters in the image encoder (`lora`), everything (`full`)."""
     lora_rank: Annotated[int, Field(ge=1, le=1024)] = 8
     """Rank of the adapters of `sam2_tuning=lora`."""
     sam2_mirroring: bool = False
-    """In nnU-Net's test-time augmentation by mirroring, false: SAM2 is run in the first pass over a patch and all
-    share its masks. True: it is run in each, which gains a little and costs a lot."""
+    """Test-time augmentation by mirroring. False: SAM2 is run in the first pass over a tile and all share its masks.
+    True: it is run in each, which gains a little and costs a lot."""
     sam2_precision: Precision = "auto"
     """Precision of SAM2. `auto`: bfloat16 where the device has units for it, else float32. In float32 the mask decoder
     computes as nnU-Net does, in float16 on a GPU."""
@@ -265,7 +265,7 @@ class AutoSAM2Config(BaseModel, frozen=True):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoSAM2Config:
-        """From the `autosam2` block of a plans configuration; missing keys keep their defaults."""
+        """Reads the `autosam2` block of a plans configuration; missing keys keep their defaults."""
         if not isinstance(values, Mapping):
             raise ConfigurationError(
                 f"the {PLANS_KEY} block of the plans has to map keys to values, got {shown(repr(values), VALUE_SHOWN)}."

@@ -18,7 +18,7 @@ MARKS = ("<!-- parameters -->\n", "<!-- /parameters -->\n")
 
 
 class Parameter(NamedTuple):
-    """What a user has to know of one."""
+    """A parameter as a user has to know it."""
 
     key: str
     default: str
@@ -35,7 +35,7 @@ def parameters() -> list[Parameter]:
 
 
 def parameter_table() -> str:
-    """In Markdown, with a line break at the end."""
+    """The table in Markdown, with a line break at the end."""
     rows = [f"| `{key}` | `{default}` | {values} | {meaning} |\n" for key, default, values, meaning in parameters()]
     return "".join(["| key | default | values | meaning |\n", "| --- | --- | --- | --- |\n", *rows])
 
@@ -47,7 +47,7 @@ def with_table(text: str) -> str:
 
 
 def _as_typed(default: object) -> str:
-    """As it stands after the = of `autosam2 configure`."""
+    """A value as it stands after the = of `autosam2 configure`."""
     return default if isinstance(default, str) else json.dumps(default)
 
 

@@ -90,7 +90,7 @@ class AutoSAM2(nn.Module):
                 closed = self.config.backbone_checkpoint is not None
                 self.fusion = GatedFusion(num_classes, closed) if self.config.fusion == "gated" else FixedFusion()
         self.state_was_loaded = False
-        """Whether `load_state_dict` has filled it"""
+        """True once `load_state_dict` has filled it"""
         self.set_deep_supervision(False)
 
     def forward(
@@ -143,7 +143,7 @@ class AutoSAM2(nn.Module):
         return fused.logits, fused
 
     def training_outputs(self, volume: Tensor) -> AutoSAM2Output:
-        """What `AutoSAM2Loss` trains UNet, SAM2 and gate by, as the trainer of nnU-Net does: all of their outputs.
+        """All outputs of UNet, SAM2 and gate, by which `AutoSAM2Loss` trains them, as the trainer of nnU-Net does.
 
         Within DistributedDataParallel, whose own forward has to be called, `set_deep_supervision(True)` gives the same.
         """
@@ -183,7 +183,7 @@ class AutoSAM2(nn.Module):
                 part.compile(*args, **kwargs)
 
     def halve_chunks(self) -> bool:
-        """For a pass, forwards or backwards, that has run out of memory; False if no smaller ones are possible."""
+        """Makes room for a pass, forwards or backwards, that has run out of memory; False if there is none to make."""
         return self.sam2_branch is not None and self.sam2_branch.halve_chunks()
 
     @property
@@ -212,7 +212,7 @@ class AutoSAM2(nn.Module):
 
     @property
     def output_strides(self) -> list[Size3d]:
-        """Of the UNet's outputs under deep supervision, finest first."""
+        """Strides of the UNet's outputs under deep supervision, finest first."""
         return self.unet.strides if self.config.enable_unet_decoder else [(1, 1, 1)]
 
     @property

@@ -12,7 +12,7 @@ INITIAL_SCALE = 0.1
 
 
 class ChannelAttention(nn.Module):
-    """Which features matter: CBAM's channel half (Woo et al., ECCV 2018, section 3.1)."""
+    """Weights features by how they matter: CBAM's channel half (Woo et al., ECCV 2018, section 3.1)."""
 
     def __init__(self, channels: int, reduction: int = 4) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Where they matter: CBAM's spatial half (Woo et al., ECCV 2018, section 3.2)."""
+    """Weights pixels by how they matter: CBAM's spatial half (Woo et al., ECCV 2018, section 3.2)."""
 
     def __init__(self, kernel_size: int = 7) -> None:
         super().__init__()

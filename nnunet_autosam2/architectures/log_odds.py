@@ -1,4 +1,4 @@
-"""What logits mean for each class: regions, which may overlap, or exclusive labels, each against all others."""
+"""Meaning of logits for each class: regions, which may overlap, or exclusive labels, each against all others."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What the network hands to the loss while it trains, and to whoever wants to look inside."""
+"""Outputs of the network for the loss while it trains, and for looking inside."""
 
 from typing import NamedTuple
 
@@ -18,4 +18,4 @@ class AutoSAM2Output(NamedTuple):
     sam2: SampleMasks | None = None
     """SAM2's own masks; None where SAM2 does not take part"""
     fused: Fused | None = None
-    """What each half has said and how it was weighed; None where one half is missing"""
+    """Each half's logits and how they were weighed; None where one half is missing"""

@@ -28,7 +28,7 @@ class PlannedUNet(nn.Module):
         self.middle = middle_level(levels)
         self.middle_channels: int = network.encoder.output_channels[self.middle]
         self.strides = levels[:-1]
-        """Of the outputs, finest first"""
+        """Strides of the outputs, finest first"""
         if not full_resolution:
             decoder = network.decoder
             for parts in (decoder.transpconvs, decoder.stages, decoder.seg_layers):

@@ -11,7 +11,7 @@ POSITIVE, NEGATIVE, TOP_LEFT, BOTTOM_RIGHT, NOT_A_POINT = 1, 0, 2, 3, -1
 NUM_CORNERS = 2
 THRESHOLD = 0.5
 BOX_MARGIN = 0.1
-"""Of the box's side, on each side"""
+"""Fraction of the box's side, on each side"""
 RING_GAP, RING_WIDTH = 2, 6
 """Pixels between a region and its negative points, and the width of the ring that they come from"""
 

@@ -1,4 +1,4 @@
-"""From 2D masks back to a volume."""
+"""Volume of masks from those of single slices."""
 
 from typing import NamedTuple
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 EMPTY_SLICE_INFORMATION = 1e-3
-"""What a slice at the centre is worth where the UNet sees nothing, as a fraction of its pixels"""
+"""Information of a slice at the centre where the UNet sees nothing, as a fraction of its pixels"""
 PRIOR_WIDTH = 0.25
 """Standard deviation of that prior, as a fraction of the depth"""
 

@@ -55,7 +55,7 @@ class ResidualUNet3d(nn.Module):
         self.total_stride = levels[-1]
         self.middle = middle_level(levels)
         self.strides = levels[: self.middle + 1]
-        """Of the outputs, finest first"""
+        """Strides of the outputs, finest first"""
         self.encoder = Encoder(in_channels, strides)
         self.decoder = Decoder(num_classes, self.middle, full_resolution)
         self.full_resolution = full_resolution

@@ -178,7 +178,7 @@ def _topology(
 
 
 def _whole_path(key: str, value: Any) -> Any:
-    """Of a file, which a training may look for from another folder; other values as they are."""
+    """Absolute path of a file, which a training may look for from another folder; other values as they are."""
     if key not in FILES or not isinstance(value, str) or value in ("", "auto", "random"):
         return value
     path = os.path.abspath(expanded(value, f"{key} = "))

@@ -72,7 +72,7 @@ def command(context: click.Context, assignments: tuple[str, ...], model: str | N
 
 
 def _findings(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Of one check; a check that breaks is a finding itself."""
+    """Findings of one check; a check that breaks is a finding itself."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of third parties, on import

@@ -50,7 +50,7 @@ class LazyGroup(click.Group):
             raise click.ClickException(str(error)) from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """What the system refuses is one line, too: a name that is too long, a full disk below standard output."""
+        """One line for what the system refuses, too: a name that is too long, a full disk below standard output."""
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal without ±, and text that is none
         try:

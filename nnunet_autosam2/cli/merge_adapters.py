@@ -11,7 +11,7 @@ from nnunet_autosam2.errors import ConfigurationError, DatasetError, WeightsErro
 from nnunet_autosam2.support.staging import staged_folder
 
 KEPT = ("trainer_name", "init_args", "inference_allowed_mirroring_axes")
-"""Of a checkpoint, beside the weights: what a prediction reads. The state of the optimiser fits the adapters alone."""
+"""Keys that a prediction reads beside the weights. The state of the optimiser fits the adapters alone."""
 
 
 @click.command(short_help="Merge low-rank adapters into SAM2's weights, for prediction.")

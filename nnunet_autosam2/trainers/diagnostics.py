@@ -25,8 +25,8 @@ PATIENCE = 10
 def confusion_counts(
     output: AutoSAM2Output, truth: Tensor, counted: Tensor, region_based: bool
 ) -> dict[str, np.ndarray]:
-    """For each of COUNTED: [3, C], true and false positives and false negatives, of its hard prediction; [C] for the
-    weight. Empty where UNet or SAM2 is missing.
+    """Counts for each of COUNTED: [3, C], true and false positives and false negatives, of its hard prediction; [C] for
+    the weight. Empty where UNet or SAM2 is missing.
 
     Args:
         truth, counted: 0 or 1, [B, C, D, H, W] and [B, 1, D, H, W].

@@ -1,4 +1,4 @@
-"""Steps whose gradients are not finite are left out, and too many of them end the training."""
+"""Steps whose gradients are not finite are skipped, and too many of them end the training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FiniteAdamW(torch.optim.AdamW):
     """AdamW that leaves out a step with a gradient that is not finite, as GradScaler does on a GPU."""
 
     num_taken = 0
-    """Steps that were not left out"""
+    """Steps that were not skipped"""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -27,8 +27,8 @@ class FiniteAdamW(torch.optim.AdamW):
         return super().step(closure)
 
 
-class LeftOutSteps:
-    """How many steps were left out, in all since the last `reset` and in a row."""
+class SkippedSteps:
+    """How many steps were skipped, in all since the last `reset` and in a row."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -46,7 +46,7 @@ class LeftOutSteps:
         self.in_a_row += 1
         if self.in_a_row >= MOST_IN_A_ROW:
             raise TrainingError(
-                f"{self.in_a_row} steps in a row had a loss or gradients that are not finite, and were left out. The "
+                f"{self.in_a_row} steps in a row had a loss or gradients that are not finite, and were skipped. The "
                 "checkpoints are good, and --c goes on from the last one. Look for values that are not finite in the "
                 "images, set sam2_precision = float32, or lower initial_lr and start afresh."
             )

@@ -247,7 +247,7 @@ def at_all_scales(target: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def sample_weight_of(batch_size: int, num_processes: int, total_batch_size: int) -> float:
-    """What samples of a process with `batch_size` of all samples have to weigh for each to count the same.
+    """Weight that samples of a process with `batch_size` of all samples need for each to count the same.
 
     >>> [sample_weight_of(size, 2, 3) for size in (2, 1)]  # means of 2 and 1 samples, and then of both processes
     [1.3333333333333333, 0.6666666666666666]
@@ -297,7 +297,7 @@ def gate_loss(fused: Fused, unet: Tensor, truth: Tensor, counted: Tensor, region
 
 
 def cost_in_dice(foreground: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
-    """What a voxel that is decided wrongly costs in Dice, up to a factor a sample and channel, in the shape of `truth`.
+    """Cost in Dice of a voxel that is decided wrongly, up to a factor a sample and channel, in the shape of `truth`.
 
     With Dice 2I / T, a true voxel that is left out costs (2 - Dice) / T and a false one that is let in Dice / T: a
     foreground that is likelier than Dice / 2 is worth it. Without any truth all voxels are worth the same.

@@ -31,7 +31,7 @@ from nnunet_autosam2.support.staging import remove_unfinished, replaced_file
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
 from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, confusion_counts
 from nnunet_autosam2.trainers.early_stopping import EarlyStopping, defined_ema
-from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, LeftOutSteps
+from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, SkippedSteps
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 from nnunet_autosam2.trainers.resuming import changes, require_same_structure
@@ -85,7 +85,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         for name in LENGTHS:
             setattr(self, name, getattr(lengths, name) or getattr(self, name))
         self.progress: HybridProgress | None = None
-        self.left_out_steps = LeftOutSteps()
+        self.skipped_steps = SkippedSteps()
 
     @classmethod
     def resolve_config(cls, plans: dict, configuration: str, dataset_json: dict) -> AutoSAM2Config:
@@ -233,7 +233,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             if not self.autosam2.halve_chunks():
                 raise TrainingError(OUT_OF_MEMORY)
         self.lr_scheduler.step()
-        self.left_out_steps.add(self.optimizer.num_taken > taken_before)
+        self.skipped_steps.add(self.optimizer.num_taken > taken_before)
         return result
 
     def _step_within_memory(self, batch: dict) -> dict | None:
@@ -256,12 +256,12 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             self.grad_scaler.load_state_dict(state)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        if self.left_out_steps.total:
+        if self.skipped_steps.total:
             self.print_to_log_file(
-                f"WARNING: {self.left_out_steps.total} of {len(train_outputs)} steps were left out: "
+                f"WARNING: {self.skipped_steps.total} of {len(train_outputs)} steps were skipped: "
                 "their loss or gradients were not finite."
             )
-            self.left_out_steps.reset()
+            self.skipped_steps.reset()
         super().on_train_epoch_end(self._with_finite_losses(train_outputs))
 
     def _with_finite_losses(self, train_outputs: list[dict]) -> list[dict]:
@@ -277,7 +277,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         return [output if np.isfinite(output["loss"]) else {**output, "loss": mean} for output in train_outputs]
 
     def _gathered(self, value: Any) -> list:
-        """Of all processes."""
+        """Values of all processes."""
         if not self.is_ddp:
             return [value]
         values: list = [None] * torch.distributed.get_world_size()
@@ -310,7 +310,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
                 self.print_to_log_file(line)
 
     def _keep_ema_defined(self) -> None:
-        """By it nnU-Net chooses the best checkpoint, and once NaN its own stays so."""
+        """Keeps the average by which nnU-Net chooses the best checkpoint, and once NaN its own stays so."""
         pseudo_dice = self.logger.get_value("mean_fg_dice", step=None)
         if math.isnan(pseudo_dice[-1]):
             self.print_to_log_file(
@@ -435,6 +435,6 @@ def _remove_run(log_file: Path) -> None:
 
 
 def _remove_run_that_never_started(log_file: Path) -> None:
-    """As when nnU-Net refuses `-pretrained_weights`: all it has left is its log."""
+    """Removes a run, as when nnU-Net refuses `-pretrained_weights`: all it has left is its log."""
     if log_file.is_file() and list(log_file.parent.iterdir()) == [log_file]:
         _remove_run(log_file)

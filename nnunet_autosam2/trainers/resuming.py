@@ -1,4 +1,4 @@
-"""What a training that goes on from a checkpoint makes of parameters that have changed since."""
+"""Parameters that have changed since the checkpoint from which a training goes on."""
 
 from __future__ import annotations
 

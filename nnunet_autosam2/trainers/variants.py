@@ -40,13 +40,13 @@ class nnUNetTrainerAutoSAM2_OnBaseline(nnUNetTrainerAutoSAM2):
 
 
 class nnUNetTrainerAutoSAM2_5epochs(nnUNetTrainerAutoSAM2):
-    """For trying out, as nnUNetTrainer_5epochs."""
+    """A run for trying out, as nnUNetTrainer_5epochs."""
 
     parameters = {"num_epochs": 5}
 
 
 class nnUNetTrainerAutoSAM2_10epochs(nnUNetTrainerAutoSAM2):
-    """For trying out, as nnUNetTrainer_10epochs."""
+    """A run for trying out, as nnUNetTrainer_10epochs."""
 
     parameters = {"num_epochs": 10}
 

@@ -82,7 +82,7 @@ def test_trains_in_mixed_precision(make_network, mode, tuning) -> None:
         scaler.step(optimizer)
         scaler.update()
         losses.append(value.item())
-    assert scaler.get_scale() == 2.0**10, "no step was left out"
+    assert scaler.get_scale() == 2.0**10, "no step was skipped"
     assert all(parameter.isfinite().all() for parameter in parameters)
     assert losses[-1] < losses[0]
 

@@ -55,7 +55,7 @@ def test_steps_that_are_not_finite_are_left_out(extended) -> None:
     output = extended.run(*TRAIN, "tiny", "2", "-tr", "nnUNetTrainerAutoSAM2_SometimesNaN", *CPU)
     folder = extended.results("nnUNetTrainerAutoSAM2_SometimesNaN", "tiny") / "fold_2"
     final = checkpoint(folder / "checkpoint_final.pth")
-    assert "WARNING: 1 of 3 steps were left out" in output
+    assert "WARNING: 1 of 3 steps were skipped" in output
     assert all(tensor.isfinite().all() for tensor in final["network_weights"].values())
     assert np.isfinite(final["logging"]["train_losses"]).all()
 
@@ -77,7 +77,7 @@ def test_a_step_that_runs_out_of_memory_is_tried_again_in_smaller_chunks(extende
     extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", "memory", "num_epochs=1")
     output = extended.run(*TRAIN, "memory", "2", "-tr", trainer, *CPU)
     assert output.count("Out of memory: SAM2's mask decoder goes on with 2 slices at once.") == 1
-    assert "left out" not in output
+    assert "skipped" not in output
     assert (extended.results(trainer, "memory") / "fold_2" / "checkpoint_final.pth").is_file()
 
 

@@ -1,4 +1,4 @@
-"""Against torch's AdamW, and against its GradScaler's rule that a step is left out as a whole."""
+"""Against torch's AdamW, and against its GradScaler's rule that a step is skipped as a whole."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnunet_autosam2.errors import TrainingError
-from nnunet_autosam2.trainers.finite_steps import MOST_IN_A_ROW, FiniteAdamW, LeftOutSteps
+from nnunet_autosam2.trainers.finite_steps import MOST_IN_A_ROW, FiniteAdamW, SkippedSteps
 
 
 def gradients(step: int, poison: float | None) -> list[torch.Tensor]:
@@ -38,7 +38,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(poison):
 
 
 def test_ten_in_a_row_are_too_many():
-    steps = LeftOutSteps()
+    steps = SkippedSteps()
     for _ in range(3):
         for _ in range(MOST_IN_A_ROW - 1):
             steps.add(taken=False)

@@ -140,7 +140,7 @@ class TestSteps:
         assert np.isfinite(result["loss"])
         assert not same(before, weights(trainer))
         assert trainer.optimizer.param_groups[0]["lr"] > rate  # it warms up
-        assert trainer.left_out_steps.total == 0
+        assert trainer.skipped_steps.total == 0
 
     def test_a_step_that_is_not_finite_changes_nothing_and_is_reported(self, trainer, capsys):
         before = weights(trainer)

@@ -20,7 +20,7 @@ from nnunet_autosam2.architectures.sam2.tuning import ENCODER_TRAINS, set_tuning
 from nnunet_autosam2.config import AutoSAM2Config
 
 MASKS_PER_SLICE = 3
-"""For which prompts are made at once, times the slices that SAM2 gets at once"""
+"""Masks for which prompts are made at once, times the slices that SAM2 gets at once"""
 CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 are not told apart in a mask prompt."""
 
@@ -67,7 +67,7 @@ class SAM2Branch(nn.Module):
         return self.decode(embeddings, prompts, dense, probabilities.shape[2:]), prompts, embeddings
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """In place, what holds the operations: the rest differs from patch to patch."""
+        """Compiles in place what holds the operations: the rest differs from patch to patch."""
         self.sam2.image_encoder.compile(*args, **kwargs)
         self.sam2.sam_mask_decoder.compile(*args, **kwargs)
 

@@ -22,7 +22,7 @@ OUT_OF_MEMORY = (
     "bad_alloc",  # C++
     "could not create a memory object",  # oneDNN
 )
-"""In the messages of errors that are no class of their own"""
+"""Words in the messages of errors that are no class of their own"""
 
 
 class Chunked:
@@ -49,7 +49,7 @@ class Chunked:
         self.recompute = recompute
         self.unit = unit
         self.at_once = size
-        """What the last call has had at once"""
+        """Size of the last call's chunks"""
 
     def __call__(self, function: Callable[..., tuple], *arguments: Tensor) -> Any:
         """
@@ -73,7 +73,7 @@ class Chunked:
             self.halve()
 
     def halve(self) -> bool:
-        """From what was called at once; False if that was one."""
+        """Halves the last call's chunks; False if they had a size of one."""
         if self.at_once == 1:
             return False
         self.size = self.size_on_gpu = self.at_once = self.at_once // 2
@@ -98,7 +98,7 @@ def _join(parts: list[tuple]) -> Any:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, on any device: most libraries below torch raise a plain RuntimeError for it."""
+    """Says whether memory has run out, on any device: most libraries below torch raise a plain RuntimeError for it."""
     said = str(error).lower()
     return isinstance(error, (torch.OutOfMemoryError, OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(words in said for words in OUT_OF_MEMORY)

@@ -28,7 +28,7 @@ class ImageEmbeddings(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What SAM2 remembers of a slice and its masks."""
+    """Entry of SAM2's memory, for a slice and its masks."""
 
     features: Tensor
     """[N, R, 64, S / 16, S / 16]"""
@@ -37,7 +37,7 @@ class Memory(NamedTuple):
 
 
 class NoPositions(nn.Module):
-    """In the place of encodings that no mask needs: SAM2 makes them for each image, at each scale, and keeps them."""
+    """Stands in for encodings that no mask needs: SAM2 makes them for each image, at each scale, and keeps them."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(()).expand(x.shape)
@@ -124,7 +124,7 @@ class SAM2(SAM2Base):
         return torch.where((logits > 0).flatten(1).any(1)[:, None, None, None], difference, 0)
 
     def remember(self, image: Tensor, masks: SliceMasks) -> Memory:
-        """What later slices need to know of N slices, `image` [N, 256, S / 16, S / 16], and of their masks."""
+        """Memory of N slices for later ones, `image` [N, 256, S / 16, S / 16], and of their masks."""
         regions = masks.object_score.shape[1]
         logits, _, object_score, token = (values.flatten(0, 1) for values in masks)
         present = object_score[:, None] > 0
@@ -186,7 +186,7 @@ def _tokens(image: Tensor) -> Tensor:
 
 
 def supports_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware."""
+    """Says whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,4 +1,4 @@
-"""What of SAM2 trains, and low-rank adapters in its image encoder."""
+"""Parts of SAM2 that train, and low-rank adapters in its image encoder."""
 
 from functools import partial
 

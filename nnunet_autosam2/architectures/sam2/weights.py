@@ -39,11 +39,11 @@ VIDEO_MEMORY = frozenset(
 ONLY_IN_2_1 = frozenset({"no_obj_embed_spatial", "obj_ptr_tpos_proj"})
 """Those of them that SAM 2 lacks and SAM 2.1 has."""
 WRAPPERS = ("module.", "_orig_mod.", "model.")
-"""What distributed data parallel, torch.compile and Lightning put before every name"""
+"""Prefixes that distributed data parallel, torch.compile and Lightning put before every name"""
 ARCHITECTURES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base-plus", (144, 48): "large"}
 """(Width of the patch embedding, number of blocks) of Hiera → size in the model's name."""
 MILLION_PARAMETERS = {"tiny": 39, "small": 46, "base-plus": 81, "large": 224}
-"""Of the whole model, in float32 in the official files"""
+"""Size of the whole model, in float32 in the official files"""
 ORIGINS = {
     "config": "sam2_checkpoint",
     "environment": f"environment variable {ENVIRONMENT_VARIABLE}",
@@ -167,7 +167,7 @@ class Checkpoint(NamedTuple):
     state: dict[str, Tensor]
     """Parameter name → tensor on the CPU, under SAM2's own names"""
     remark: str
-    """What was left out to get there; empty for the official layout"""
+    """Changes of names to get there; empty for the official layout"""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -179,7 +179,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_layout(path: str | Path) -> Checkpoint:
-    """From a file in SAM2's layout `{"model": {name: tensor}}`, or one with the names and tensors alone. A prefix that
+    """Reads a file in SAM2's layout `{"model": {name: tensor}}`, or one with the names and tensors alone. A prefix that
     all names share, because the model was wrapped when it was saved, is left out.
 
     Raises:
@@ -277,7 +277,7 @@ def _maps_names_to_tensors(content: Any) -> bool:
 
 
 def _shared_prefix(names: Iterable[str]) -> str:
-    """Of all names, made of WRAPPERS in any order."""
+    """Prefix of all names, made of WRAPPERS in any order."""
     prefix = ""
     while more := next((each for each in WRAPPERS if all(name.startswith(prefix + each) for name in names)), None):
         prefix += more
