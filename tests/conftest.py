@@ -19,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
+from tests.shared_data import DATA
 
 pytest_plugins = ["benchmark_folder"]
 
@@ -93,7 +94,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def real_data() -> Path:
-    folder = Path(__file__).parents[2] / "shared" / "data"
+    folder = DATA
     if not folder.is_dir():
         pytest.skip(f"the real cases are not in {folder}")
     return folder

@@ -21,8 +21,8 @@ from nnunet_autosam2.architectures.prompts import (
     bounding_boxes,
     generate_prompts,
 )
+from tests.shared_data import DATA
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 REAL_CASES = (*(f"brats2013/brats_2013_pat000{i}_1" for i in (3, 4, 5, 6)), "tcga_lgg/TCGA-DU-7294")
 REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
 PATCH = 128

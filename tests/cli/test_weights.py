@@ -17,8 +17,8 @@ from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
+from tests.shared_data import CHECKPOINT_LAYOUTS
 
-LAYOUTS = Path(__file__).parents[3] / "shared" / "data" / "sam2_checkpoint_layout"
 COMMAND_LINE = "from nnunet_autosam2.cli.main import main; main()"
 TINY = "sam2.1_hiera_tiny.pt"
 Run = subprocess.CompletedProcess[str]
@@ -186,9 +186,9 @@ def test_where_nowhere_names_every_way(environment):
     ],
 )
 def test_verify_recognises_the_real_layouts(tmp_path, layout, model, tensors, parameters):
-    if not (LAYOUTS / f"{layout}.json").is_file():
+    if not (CHECKPOINT_LAYOUTS / f"{layout}.json").is_file():
         pytest.skip(f"{layout}.json is not beside the project")
-    shapes = json.loads((LAYOUTS / f"{layout}.json").read_text())
+    shapes = json.loads((CHECKPOINT_LAYOUTS / f"{layout}.json").read_text())
     file = tmp_path / layout
     torch.save({"model": {name: torch.full((1,), 0.5).expand(shape) for name, shape in shapes.items()}}, file)
     run = weights_here("verify", file)

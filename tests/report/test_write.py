@@ -79,7 +79,7 @@ def test_writes_a_folder_that_stands_alone(benchmark):
 def test_legend_and_regions_are_those_of_the_dataset(benchmark):
     """Label 4 of 2024 is the resection cavity."""
     labels = legend({"labels": {"background": 0, **RELEASES["2024-gli"].regions}})
-    benchmark.content["labels"] = [label._asdict() for label in labels]
+    benchmark.content["labels"] = [label.model_dump() for label in labels]
     benchmark.write()
     assert report(benchmark.path, "--viewer-cases", "1").returncode == 0
     page = (benchmark.path / "report" / "viewer.html").read_text()

@@ -1,7 +1,6 @@
 """Against the sam2 package's own predictor and modules, with the same weights, which are random here."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,9 @@ from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
 from nnunet_autosam2.architectures.sam2.model import SAM2
 from nnunet_autosam2.architectures.sam2.weights import VIDEO_MEMORY, load_into
 from nnunet_autosam2.config import AutoSAM2Config
+from tests.shared_data import CHECKPOINT_LAYOUTS
 
-LAYOUT = Path(__file__).parents[3] / "shared" / "data" / "sam2_checkpoint_layout" / "sam2.1_hiera_tiny.pt.json"
+LAYOUT = CHECKPOINT_LAYOUTS / "sam2.1_hiera_tiny.pt.json"
 TINY, LARGER = "sam2.1-hiera-tiny", "sam2.1-hiera-base-plus"
 HEIGHT, WIDTH = 150, 240
 BOX = np.array([60.0, 30.0, 190.0, 140.0])

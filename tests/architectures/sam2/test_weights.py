@@ -24,8 +24,8 @@ from nnunet_autosam2.architectures.sam2.weights import (
 )
 from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
+from tests.shared_data import CHECKPOINT_LAYOUTS
 
-LAYOUTS = Path(__file__).parents[2] / "shared" / "data" / "sam2_checkpoint_layout"
 TINY = "sam2.1_hiera_tiny.pt"
 TINY_CONFIG = "configs/sam2.1/sam2.1_hiera_t.yaml"
 OFFICIAL = {
@@ -60,7 +60,7 @@ def whole_tiny() -> nn.Module:
 
 def official_state(layout: str, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Random tensors under the names and with the shapes of a real checkpoint file."""
-    path = LAYOUTS / f"{layout}.json"
+    path = CHECKPOINT_LAYOUTS / f"{layout}.json"
     if not path.is_file():
         pytest.skip(f"{path.name} is not beside the project")
     generator = torch.Generator().manual_seed(0) if device == "cpu" else None
