@@ -3,6 +3,7 @@ import ctypes
 import gc
 import json
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -31,6 +32,11 @@ def memory_is_given_back() -> Iterator[None]:
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Tests that a shell started in the background ignore Ctrl-C, and so would every command that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Hub(ThreadingHTTPServer):

@@ -3,10 +3,12 @@
 The test is one of the two processes; this file, run as a script, is the other.
 """
 
+import copy
 import os
 import subprocess
 import sys
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -35,8 +37,16 @@ def join(rank: int, folder: str | Path) -> None:
 
 
 def make(seed: int, mode: str) -> AutoSAM2:
+    return copy.deepcopy(_make(seed, mode))
+
+
+@lru_cache(maxsize=1)
+def _make(seed: int, mode: str) -> AutoSAM2:
     torch.manual_seed(seed)
-    small = {"sam2_image_size": 64, "sam2_checkpoint": "random", "sam2_chunk_size": 2, "sam2_precision": "float32"}
+    small = {
+        "sam2_image_size": 64, "sam2_checkpoint": "random", "sam2_chunk_size": 2, "sam2_precision": "float32",
+        "slice_fraction": 0.2,
+    }  # fmt: skip
     network = AutoSAM2(3, 1, region_based=True, **small, **MODES[mode])
     network.set_deep_supervision(True)
     return network
