@@ -179,7 +179,7 @@ def processes_of_group(group: int) -> bool:
         ("nnU-Net finds no trainer nnUNetTrainerNobody", {"--trainers": "nnUNetTrainerNobody"}),
         ("is named twice", {"--trainers": ("nnUNetTrainer", "nnUNetTrainer__nnUNetPlans__tiny")}),
         ("no_such is no configuration in", {"-c": "no_such"}),
-        ("is not the ID or name of one dataset", {"-d": "901"}),
+        ("is not the ID or name of one dataset", {"-d": "987"}),
         ("Fold 7 is not there", {"--folds": ("0", "7")}),
         ("--slurm: partition is not KEY=VALUE", {"--slurm": "partition"}),
     ],
