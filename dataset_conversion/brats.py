@@ -35,8 +35,7 @@ from nnunet_autosam2.support.staging import locked, open_unfinished, resumable_f
 RELEASE_KEY = "brats_release"
 """Key of dataset.json, which nnU-Net passes over and carries along to models and predictions"""
 LONGEST_NAME = 200
-"""Bytes of a dataset's name, which is part of a file's: file systems take 255"""
-"""Bytes. File systems take 255 for a name, and folders beside the data set's have longer ones."""
+"""Bytes of a dataset's name. File systems take 255 for a name, and folders beside the data set's have longer ones."""
 
 
 class ConvertedDataset(NamedTuple):

@@ -1,4 +1,4 @@
-"""NiiVue, which the report's viewer draws with: fetched on first use from npm's registry, without npm."""
+"""NiiVue, which the report's viewer draws with: fetched on first use from the registry that npm names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ SHA512 = "YMjQvJgD1W2b7DuoxkwlC4VxbrgIePRJ5qyQzXKxi2v2MBVg285P/CIQyg46oDDGDIcaNl
 ARCHIVE = "niivue-niivue-0.69.0.tgz"
 """The name that `npm pack` gives it"""
 PATH_IN_REGISTRY = "@niivue/niivue/-/niivue-0.69.0.tgz"
-REGISTRY = "https://npm.invalid"
 SCRIPT = "niivue.umd.js"
 ENVIRONMENT_VARIABLE = "AUTOSAM2_NIIVUE"
 TIMEOUT = 10  # seconds without an answer
@@ -69,8 +68,11 @@ def _read(archive: Path) -> bytes:
 
 
 def _download(cached: Path) -> bytes:
-    address = f"{_registry()}/{PATH_IN_REGISTRY}"
+    registry = _registry()
+    address = f"{registry}/{PATH_IN_REGISTRY}" if registry else "npm's registry"
     try:
+        if registry is None:
+            raise ValueError("install npm, or name it by NPM_CONFIG_REGISTRY")
         with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
             content = answer.read()
         reason = "" if _is_pinned(content) else "its SHA-512 differs from the pinned one"
@@ -85,13 +87,13 @@ def _download(cached: Path) -> bytes:
     return content
 
 
-def _registry() -> str:
-    """The one that npm would ask: of the environment, of npm's configuration, or the public one."""
+def _registry() -> str | None:
+    """The one that npm would ask: of the environment, or of npm's configuration or default. None without npm."""
     named = next((value for key, value in os.environ.items() if key.lower() == "npm_config_registry" and value), None)
     if named is None and (npm := shutil.which("npm")):
         asked = subprocess.run([npm, "config", "get", "registry"], capture_output=True, text=True, check=False)
         named = asked.stdout.strip() if asked.returncode == 0 else None
-    return (named or REGISTRY).rstrip("/")
+    return named.rstrip("/") if named else None
 
 
 def _is_pinned(archive: bytes) -> bool:

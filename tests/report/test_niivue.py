@@ -108,6 +108,14 @@ def test_without_a_network_a_line_says_how_to_bring_it(registry: Registry, archi
     assert load_niivue() == by_name
 
 
+def test_without_npm_a_line_says_how_to_name_the_registry(registry: Registry, tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("NPM_CONFIG_REGISTRY")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InstallationError, match=r"npm's registry .install npm, or name it by NPM_CONFIG_REGISTRY"):
+        load_niivue()
+    assert registry.requests == 0
+
+
 def test_a_named_file_that_does_not_serve(registry: Registry, tmp_path: Path, monkeypatch):
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path / "nowhere.tgz"))
     with pytest.raises(InstallationError, match=r"AUTOSAM2_NIIVUE=.*nowhere.tgz cannot be read: No such file"):
