@@ -61,7 +61,7 @@ ARMS = {
     "nnunet_then_alone": Arm(
         "nnU-Net, then the same without SAM2",
         "nnUNetTrainerAutoSAM2_OnBaseline_Short",
-        ("enable_sam2=false",),
+        ("enable_sam2=false", "freeze_backbone=false"),
         starts_from="nnunet",
     ),
 }

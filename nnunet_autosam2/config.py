@@ -140,6 +140,12 @@ class AutoSAM2Config(BaseModel, frozen=True):
     slices of 512 × 512, on a GPU of 80, or of 26 beside nnU-Net's network."""
 
     # Training
+    training_slices: Count | None = 8
+    """Slices of a sample that pass through SAM2 in a training step: a window of consecutive selected ones, drawn anew
+    in each step. Outside of it the UNet stands alone. Predictions use all. Null: all, in training as well."""
+    freeze_backbone: bool = False
+    """With a `backbone_checkpoint`: the trained network stays as it is and runs without gradients; only SAM2's half and
+    the fusion train."""
     initial_lr: Positive = 1e-4
     """Peak learning rate of OneCycle (`learning_rate` in the original)."""
     weight_decay: NotNegative = 1e-4
@@ -182,13 +188,22 @@ class AutoSAM2Config(BaseModel, frozen=True):
         return self
 
     @model_validator(mode="after")
+    def _frozen_as_it_was_trained(self) -> AutoSAM2Config:
+        trained = self.backbone_checkpoint is not None
+        self._require("freeze_backbone", trained or not self.freeze_backbone, "false without a backbone_checkpoint")
+        clash = self.freeze_backbone and self.joint_training
+        self._require("joint_training", not clash, "false with freeze_backbone = true")
+        return self
+
+    @model_validator(mode="after")
     def _some_loss(self) -> AutoSAM2Config:
         self._require("bce_weight", self.bce_weight + self.dice_weight > 0, "more than 0 when dice_weight is 0")
         return self
 
     @model_validator(mode="after")
     def _something_trains_the_unet(self) -> AutoSAM2Config:
-        if self.unet_loss_weight == 0 and self.uses_sam2 and self.enable_unet_decoder and not self.joint_training:
+        trains = self.uses_sam2 and self.enable_unet_decoder and not self.freeze_backbone
+        if self.unet_loss_weight == 0 and trains and not self.joint_training:
             raise ConfigurationError(
                 "unet_loss_weight = 0 leaves nothing that trains the UNet. Set joint_training = true or another weight."
             )

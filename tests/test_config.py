@@ -161,6 +161,16 @@ def test_a_backbone_checkpoint_needs_the_backbone_of_the_plans():
     assert AutoSAM2Config(backbone="plans", backbone_checkpoint="auto").backbone_checkpoint == "auto"
 
 
+def test_what_is_frozen_was_trained():
+    with pytest.raises(ConfigurationError, match=r"freeze_backbone = True.*backbone_checkpoint"):
+        AutoSAM2Config(backbone="plans", freeze_backbone=True)
+    trained = {"backbone": "plans", "backbone_checkpoint": "auto", "freeze_backbone": True}
+    AutoSAM2Config(**trained, unet_loss_weight=0.0)
+    AutoSAM2Config(**trained, enable_sam2=False)  # for a prediction
+    with pytest.raises(ConfigurationError, match=r"joint_training = True.*freeze_backbone"):
+        AutoSAM2Config(**trained, joint_training=True)
+
+
 def test_unknown_keys_are_errors_and_the_nearest_is_named():
     with pytest.raises(ConfigurationError, match="Did you mean slice_fraction"):
         AutoSAM2Config.from_dict({"slice_fractoin": 0.5})

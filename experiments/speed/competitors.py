@@ -18,10 +18,12 @@ from experiments.speed.slice_by_slice import SliceBySlice
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.unet import strides_for
 from nnunet_autosam2.config import SAM2_SIZE_STEP
-from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
+from nnunet_autosam2.trainers.loss import AutoSAM2Loss
 
 NNUNET, LOOP = "nnU-Net", "slice by slice"
 BACKBONES = {"autosam2": "AutoSAM2", "plans": "on nnU-Net's"}
+FROZEN = {"backbone": "plans", "backbone_checkpoint": "auto", "freeze_backbone": True}
+"""As `nnUNetTrainerAutoSAM2_OnBaseline`; what the weights are changes no time."""
 
 
 class Competitor(Protocol):
@@ -89,7 +91,7 @@ def nnunet(setting: Setting) -> Trained:
 
 def autosam2(setting: Setting, **changes: Any) -> Trained:
     network = autosam2_network(setting, **changes)
-    loss = AutoSAM2Loss(WeightedBCEDiceLoss(NUM_REGIONS, region_based=True))
+    loss = AutoSAM2Loss.for_network(network)
     return Trained(setting, network, loss, loss, partial(torch.optim.AdamW, lr=1e-4))
 
 
@@ -115,6 +117,9 @@ def competitors(
         for fraction in (0.0, *fractions):
             changes = {"backbone": backbone, "slice_fraction": fraction}
             yield title(backbone, fraction), partial(autosam2, setting, **changes)
+        every = {"backbone": backbone, "slice_fraction": loop_fraction, "training_slices": None}
+        yield f"{title(backbone, loop_fraction)}, all in training", partial(autosam2, setting, **every)
+    yield f"frozen, {100 * loop_fraction:g} %", partial(autosam2, setting, slice_fraction=loop_fraction, **FROZEN)
     half = setting.sam2_image_size // 2
     if half % SAM2_SIZE_STEP == 0:
         smaller = setting._replace(sam2_image_size=half)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +32,7 @@ CHANGEABLE = (
     "box_prompt",
     "mask_prompt",
     "sam2_mirroring",
+    "training_slices",
 )
 
 
@@ -89,6 +91,8 @@ class AutoSAM2(nn.Module):
             if self.config.enable_unet_decoder:
                 closed = self.config.backbone_checkpoint is not None
                 self.fusion = GatedFusion(num_classes, closed) if self.config.fusion == "gated" else FixedFusion()
+        if self.config.freeze_backbone:
+            self.unet.requires_grad_(False)
         self.state_was_loaded = False
         """True once `load_state_dict` has filled it"""
         self.set_deep_supervision(False)
@@ -109,7 +113,8 @@ class AutoSAM2(nn.Module):
             return_masks: return logits and SAM2's masks, None without SAM2, from which `masks` can be had.
         """
         size, volume = volume.shape[2:], self._padded(volume)
-        unet = self.unet(volume, self.config.enable_unet_decoder)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
+            unet = self.unet(volume, self.config.enable_unet_decoder)
         logits, sam2, fused = cropped(unet.logits[0], size), None, None
         if self.config.uses_sam2:
             seen = unet if self._trains_jointly else unet.detach()
@@ -213,15 +218,20 @@ class AutoSAM2(nn.Module):
     @property
     def output_strides(self) -> list[Size3d]:
         """Strides of the UNet's outputs under deep supervision, finest first."""
-        return self.unet.strides if self.config.enable_unet_decoder else [(1, 1, 1)]
+        one = self.config.freeze_backbone or not self.config.enable_unet_decoder
+        return [(1, 1, 1)] if one else self.unet.strides
 
-    @property
-    def deep_supervision(self) -> bool:
-        return self.unet.deep_supervision
+    def train(self, mode: bool = True) -> AutoSAM2:
+        """As of any module; a frozen backbone stays as in a prediction."""
+        super().train(mode)
+        if self.config.freeze_backbone:
+            self.unet.eval()
+        return self
 
     def set_deep_supervision(self, enabled: bool) -> None:
         """True: `forward` returns an AutoSAM2Output, for the loss. False: the logits alone."""
-        self.unet.deep_supervision = enabled
+        self.deep_supervision = enabled
+        self.unet.deep_supervision = enabled and not self.config.freeze_backbone
         if self.fusion is not None:
             self.fusion.deep_supervision = enabled
 

@@ -125,6 +125,7 @@ class AutoSAM2Loss(nn.Module):
 
     Args:
         gated: the fusion has a gate, which learns from nothing but its own term.
+        unet_trains: False with a frozen backbone, whose outputs have no loss.
         sample_weight: of this process's samples. Distributed data parallel takes the mean over processes, in which a
             sample would count the more the fewer its process has: see `sample_weight_of`.
     """
@@ -136,8 +137,10 @@ class AutoSAM2Loss(nn.Module):
         sam2_loss_weight: float = 1.0,
         gated: bool = True,
         sample_weight: float = 1.0,
+        unet_trains: bool = True,
     ) -> None:
         super().__init__()
+        self.unet_trains = unet_trains
         self.segmentation = segmentation
         self.sample_weight = sample_weight
         self.unet_loss_weight = unet_loss_weight
@@ -187,7 +190,8 @@ class AutoSAM2Loss(nn.Module):
             **data_set,
         )
         gated = config.fusion == "gated"
-        return cls(segmentation, config.unet_loss_weight, config.sam2_loss_weight, gated, sample_weight)
+        weights = (config.unet_loss_weight, config.sam2_loss_weight)
+        return cls(segmentation, *weights, gated, sample_weight, unet_trains=not config.freeze_backbone)
 
     def forward(self, output: AutoSAM2Output | Tensor, target: Sequence[Tensor] | Tensor) -> Tensor:
         """
@@ -202,14 +206,12 @@ class AutoSAM2Loss(nn.Module):
         if isinstance(output, Tensor):
             return self.segmentation(output, target if isinstance(target, Tensor) else target[0])
         targets = at_all_scales(target, output.unet) if isinstance(target, Tensor) else target
-        unet_loss = self.deep_supervision(output.unet, targets)
         if output.sam2 is None:
-            return unet_loss
-        loss = (
-            self.segmentation(output.logits, targets[0])
-            + self.unet_loss_weight * unet_loss
-            + self.sam2_loss_weight * self.sam2(output.sam2, targets[0])
-        )
+            return self.deep_supervision(output.unet, targets)
+        loss = self.segmentation(output.logits, targets[0])
+        if self.unet_trains:
+            loss = loss + self.unet_loss_weight * self.deep_supervision(output.unet, targets)
+        loss = loss + self.sam2_loss_weight * self.sam2(output.sam2, targets[0])
         if not self.gated or output.fused is None:
             return loss
         truth, counted = self.segmentation.encode(targets[0])

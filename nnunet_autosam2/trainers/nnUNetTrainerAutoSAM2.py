@@ -56,11 +56,12 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     """Hybrid of a 3D UNet and SAM2 on 30 % of the slices.
 
     What AutoSAM2Config calls its parameters are, in order of precedence, `parameters` of the trainer's class, the
-    `autosam2` block of the plans configuration, and the defaults. The outcome is written into the plans of the
-    results folder, from which a prediction rebuilds the network.
+    `autosam2` block of the plans configuration, `defaults` of the class, and those of AutoSAM2Config. The outcome is
+    written into the plans of the results folder, from which a prediction rebuilds the network.
     """
 
     parameters: ClassVar[Mapping[str, Any]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     network: Any
     grad_scaler: torch.amp.GradScaler | None
@@ -100,7 +101,9 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             raise ConfigurationError(f"AutoSAM2 needs volumes; {configuration} is 2D. Train 3d_fullres or 3d_lowres.")
         if settings.get("previous_stage"):
             raise ConfigurationError(f"AutoSAM2 has no cascade; {configuration} is one. Train 3d_fullres or 3d_lowres.")
-        config = AutoSAM2Config.from_dict({**settings.get(PLANS_KEY, {}), **cls.parameters})
+        config = AutoSAM2Config.from_dict({**cls.defaults, **settings.get(PLANS_KEY, {}), **cls.parameters})
+        if config.freeze_backbone and not config.uses_sam2:
+            raise ConfigurationError("freeze_backbone = true without SAM2 leaves nothing to train.")
         channel_names = list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())
         labels = plans_manager.get_label_manager(dataset_json)
         config.require_fits(len(channel_names), labels.num_segmentation_heads)

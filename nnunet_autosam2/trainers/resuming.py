@@ -38,7 +38,7 @@ def changes(before: AutoSAM2Config, now: AutoSAM2Config) -> Iterator[str]:
 
 def _structure(config: AutoSAM2Config) -> dict[str, Any]:
     """Whatever decides which parameters there are, their shapes, and which of them train."""
-    keys = ["enable_unet_decoder", "backbone", "region_based"]
+    keys = ["enable_unet_decoder", "backbone", "freeze_backbone", "region_based"]
     if not config.uses_sam2:
         return {"enable_sam2": False, "slice_fraction": 0, **{key: getattr(config, key) for key in keys}}
     keys += ["sam2_model", "sam2_tuning", "propagation", "mask_prompt"]

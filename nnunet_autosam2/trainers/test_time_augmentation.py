@@ -15,6 +15,8 @@ from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.masks import VolumeMasks
 
 PREDICT_TILE = "_internal_maybe_mirror_and_predict"
+MIRRORINGS = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
+"""Axes of [B, C, D, H, W], in the order in which nnU-Net mirrors a tile"""
 
 
 class SAM2OncePerTile:
@@ -28,25 +30,29 @@ class SAM2OncePerTile:
         self.network = network
         self.tile: Tensor | None = None
         self.masks: VolumeMasks | None = None
+        self.axes: tuple[int, ...] = ()
 
     def __call__(self, volume: Tensor) -> Tensor:
         """[B, C, D, H, W] → logits."""
-        axes = None if self.tile is None else mirrored_axes(volume, self.tile)
+        axes = None if self.tile is None else mirrored_axes(volume, self.tile, self.axes)
         if axes is None or self.masks is None:
             logits, self.masks = self.network(volume, return_masks=True)
-            self.tile = volume
+            self.tile, self.axes = volume, ()
             return logits
+        self.axes = axes
         return self.network(volume, masks=self.masks.mirrored(axes))
 
 
-def mirrored_axes(volume: Tensor, other: Tensor) -> tuple[int, ...] | None:
+def mirrored_axes(volume: Tensor, other: Tensor, last: tuple[int, ...] = ()) -> tuple[int, ...] | None:
     """The axes D, H, W (2 to 4) along which `volume` is `other` mirrored; none of them if it is the same.
 
-    None if it is another volume.
+    None if it is another volume. Each comparison reads both volumes and waits for a GPU: those that follow `last` in
+    nnU-Net's order come first.
     """
     if volume.shape != other.shape or volume.device != other.device:
         return None
-    candidates = (axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count))
+    following = MIRRORINGS.index(last) + 1
+    candidates = MIRRORINGS[following:] + MIRRORINGS[:following]
     return next((axes for axes in candidates if torch.equal(volume, other.flip(axes))), None)
 
 

@@ -34,9 +34,13 @@ class nnUNetTrainerAutoSAM2_Plans(nnUNetTrainerAutoSAM2):
 
 
 class nnUNetTrainerAutoSAM2_OnBaseline(nnUNetTrainerAutoSAM2):
-    """The planned network as nnUNetTrainer has trained it on this fold; SAM2 starts without a say."""
+    """An upgrade of the network that nnUNetTrainer has trained on this fold, which stays as it is.
 
-    parameters = {"backbone": "plans", "backbone_checkpoint": "auto"}
+    SAM2's half and the gate train for a twentieth of nnU-Net's epochs; the gate starts closed.
+    """
+
+    parameters = {"backbone": "plans"}
+    defaults = {"backbone_checkpoint": "auto", "freeze_backbone": True, "num_epochs": 50}
 
 
 class nnUNetTrainerAutoSAM2_5epochs(nnUNetTrainerAutoSAM2):

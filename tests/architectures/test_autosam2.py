@@ -134,6 +134,25 @@ def test_training_output(make_network, mode, region_based):
     assert len(output.unet) == (1 if mode == "SAM2 only" else 3)
 
 
+@REGIONS_AND_LABELS
+def test_a_training_step_asks_sam2_about_a_window_of_the_selected_slices(make_network, region_based):
+    network = make_network(region_based=region_based, slice_fraction=0.5, training_slices=3)
+    network.set_deep_supervision(True)
+    volume = make_volume(2)
+    with counted_slices(network) as seen, torch.no_grad():
+        output = network.train()(volume)
+        every = network.eval()(volume)
+    assert sum(seen) == 2 * 3 + 2 * 8
+    first = torch.searchsorted(every.sam2.slices, output.sam2.slices[:, :1].contiguous())
+    assert torch.equal(output.sam2.slices, every.sam2.slices.gather(1, first + torch.arange(3)))
+    positions = torch.arange(SIZE[0])
+    reached = (positions >= output.sam2.slices[:, :1]) & (positions <= output.sam2.slices[:, -1:])
+    assert torch.equal(output.fused.covered[:, 0, :, 0, 0], reached)
+    outside = ~reached[:, None, :, None, None].expand_as(output.logits)
+    assert torch.equal(output.logits[outside], output.unet[0][outside])
+    assert not torch.equal(output.logits, output.unet[0])
+
+
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.6, 1.0])
 def test_slice_fractions(hybrid, fraction):
     network = copy.deepcopy(hybrid).train()

@@ -26,6 +26,7 @@ MODES = {
     "adapters": {"sam2_tuning": "lora"},
     "all of SAM2 trains": {"sam2_tuning": "full"},
     "mask prompts": {"mask_prompt": True},
+    "window": {"training_slices": 2},
 }
 
 
@@ -56,6 +57,19 @@ def batch(step: int, size: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
     volume = torch.randn(size, 1, 16, 16, 16, generator=generator)
     return volume, (torch.rand(size, 3, 16, 16, 16, generator=generator) > 0.7).float()
+
+
+def starts(size: int, mode: str) -> torch.Tensor:
+    return torch.arange(size) * (mode == "window")
+
+
+def with_windows(network: AutoSAM2, starts: torch.Tensor) -> AutoSAM2:
+    """Its samples' windows begin there among the selected slices: what is drawn differs from process to process."""
+    if network.sam2_branch is not None:
+        network.sam2_branch.training_window = lambda slices, count: (
+            slices if count is None else slices.gather(1, starts[:, None] + torch.arange(min(count, slices.shape[1])))
+        )
+    return network
 
 
 def share(rank: int, values: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +105,7 @@ def train(rank: int, mode: str) -> AutoSAM2:
 
 def first_step(rank: int, mode: str, batch_dice: bool, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss, as the mean of the two processes, and gradients of what trains."""
-    network = make(0, mode)
+    network = with_windows(make(0, mode), starts(size, mode).tensor_split(2)[rank])
     parallel = DistributedDataParallel(network)
     volume, target = share(rank, batch(0, size))
     weight = sample_weight_of(len(volume), 2, size)
@@ -116,9 +130,9 @@ def gather(network: AutoSAM2) -> list[torch.Tensor]:
 
 JOINT = [
     (mode, batch_dice, size)
-    for mode in ("hybrid", "UNet only", "SAM2 only")
+    for mode in ("hybrid", "UNet only", "SAM2 only", "window")
     for batch_dice in (True, False)
-    for size in ((2, 3) if mode == "hybrid" else (2,))
+    for size in ((2, 3) if mode in ("hybrid", "window") else (2,))
 ]
 
 
@@ -132,7 +146,7 @@ def test_two_processes_stay_identical_and_compute_what_one_does(tmp_path):
             assert torch.equal(*gather(network)), mode
         for mode, batch_dice, size in JOINT:
             loss, gradient = first_step(0, mode, batch_dice, size)
-            network = make(0, mode)
+            network = with_windows(make(0, mode), starts(size, mode))
             joint = loss_of(network, *batch(0, size), ddp=False, batch_dice=batch_dice)
             joint.backward()
             torch.testing.assert_close(loss, joint.detach(), rtol=0, atol=1e-5)

@@ -7,6 +7,7 @@ from torch import nn
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
+from nnunet_autosam2.trainers.loss import AutoSAM2Loss
 
 ISOTROPIC = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
 ANISOTROPIC = ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
@@ -101,3 +102,57 @@ def test_a_closed_gate_starts_as_the_backbone_and_learns(region_based):
         optimizer.step()
     assert network.fusion.bias.grad.any()
     assert not torch.allclose(network(volume).logits, network.unet.network(volume)[0], atol=1e-4)
+
+
+def state_of_backbone(network: AutoSAM2) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.unet.state_dict().items()}
+
+
+def loss_of_a_step(network: AutoSAM2, volume: torch.Tensor) -> torch.Tensor:
+    target = (torch.rand(len(volume), 3, *SIZE, generator=torch.Generator().manual_seed(0)) > 0.7).float()
+    return AutoSAM2Loss.for_network(network)(network.training_outputs(volume), target)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_frozen_backbone_runs_as_in_a_prediction_and_stays_as_it_is(closed):
+    """Even one with dropout and with norms that keep statistics."""
+    network = make_hybrid(backbone_checkpoint="auto", freeze_backbone=True)
+    if not closed:
+        network.fusion.closed = False
+    decoder = network.unet.network.decoder
+    decoder.stages[0].convs[0].norm = nn.BatchNorm3d(24)
+    decoder.stages[1].convs[0].norm = nn.Sequential(decoder.stages[1].convs[0].norm, nn.Dropout3d(0.5))
+    network.train()
+    assert network.training
+    assert not any(part.training for part in network.unet.modules())
+    before, volume = state_of_backbone(network), torch.randn(2, 2, *SIZE)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of_a_step(network, volume).backward()
+        optimizer.step()
+    assert all(parameter.grad is not None for parameter in trained)
+    assert not any(p.requires_grad or p.grad is not None for p in network.unet.parameters())
+    for name, value in state_of_backbone(network).items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_frozen_backbone_has_no_loss_and_keeps_nothing_for_a_backward_pass():
+    network = make_hybrid(backbone_checkpoint="auto", freeze_backbone=True, sam2_loss_weight=0.0).train()
+    output = network.training_outputs(torch.randn(2, 2, *SIZE))
+    assert len(output.unet) == len(network.output_strides) == 1
+    assert not output.unet[0].requires_grad
+    target = (torch.rand(2, 3, *SIZE) > 0.7).float()
+    loss = AutoSAM2Loss.for_network(network)
+    loss.gated = False
+    assert torch.equal(loss(output, target), loss.segmentation(output.logits, target))
+
+
+def test_without_sam2_a_frozen_backbone_is_the_planned_network():
+    network = make_hybrid(backbone_checkpoint="auto", freeze_backbone=True).eval()
+    network.set_deep_supervision(False)
+    network.set_mode(enable_sam2=False)
+    volume = torch.randn(1, 2, *SIZE)
+    with torch.no_grad():
+        assert torch.equal(network(volume), planned().eval()(volume)[0])

@@ -50,6 +50,9 @@ def results(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "results").rglob("*"))
 
 
+FROZEN = {"backbone": "plans", "backbone_checkpoint": "auto", "freeze_backbone": True}
+
+
 class TestConfiguration:
     def resolve(self, plans: dict, dataset_json: dict, **changes: object):
         plans["configurations"]["tiny"] |= changes
@@ -72,6 +75,10 @@ class TestConfiguration:
             (
                 {"autosam2": {"slice_fractoin": 0.5}},
                 r"slice_fractoin is not .* Did you mean slice_fraction\?",
+            ),
+            (
+                {"autosam2": {**FROZEN, "enable_sam2": False}},
+                r"^freeze_backbone = true without SAM2 leaves nothing to train\.$",
             ),
             ({"autosam2": {"class_weights": [1, 2]}}, r"class_weights = .* 3 numbers"),
             ({"autosam2": {"rgb_channels": [0, 1, 4]}}, r"rgb_channels = .* channel numbers from 0 to 3"),

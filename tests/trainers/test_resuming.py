@@ -34,6 +34,7 @@ OTHER: dict[str, Any] = {
     "sam2_mirroring": True,
     "sam2_precision": "float32",
     "sam2_chunk_size": 3,
+    "training_slices": 4,
     "initial_lr": 1e-3,
     "weight_decay": 1e-3,
     "early_stopping_patience": 5,
@@ -59,6 +60,10 @@ PAIRS = {
     ),
     "backbone_checkpoint": tuple(
         SMALL.updated({"backbone": "plans", "backbone_checkpoint": path}) for path in (None, "auto")
+    ),
+    "freeze_backbone": tuple(
+        SMALL.updated({"backbone": "plans", "backbone_checkpoint": "auto", "freeze_backbone": frozen})
+        for frozen in (False, True)
     ),
     "another file": tuple(
         SMALL.updated({"backbone": "plans", "backbone_checkpoint": path}) for path in ("a.pth", "auto")
@@ -95,7 +100,7 @@ def loads(before: AutoSAM2Config, now: AutoSAM2Config) -> bool:
 
 
 def test_every_parameter_is_tried():
-    assert AutoSAM2Config.model_fields.keys() == {*OTHER, "backbone_checkpoint"}
+    assert AutoSAM2Config.model_fields.keys() == {*OTHER, "backbone_checkpoint", "freeze_backbone"}
 
 
 @pytest.mark.parametrize("pair", PAIRS)

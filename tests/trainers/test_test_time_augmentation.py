@@ -74,6 +74,18 @@ def passes(network: AutoSAM2, volume: Tensor, masks: VolumeMasks | None = None) 
         )
 
 
+@pytest.mark.parametrize("allowed", [(0, 1, 2), (1, 2), (0,)])
+def test_a_mirror_image_is_recognised_by_one_comparison(make_network, monkeypatch, allowed):
+    compared: list[tuple] = []
+    equal = torch.equal
+    monkeypatch.setattr(torch, "equal", lambda *volumes: compared.append(volumes) or equal(*volumes))
+    predictor = make_predictor(make_network())
+    predictor.allowed_mirroring_axes = allowed
+    predictor._internal_maybe_mirror_and_predict(make_volume())
+    others = 2 ** len(allowed) - 1
+    assert others <= len(compared) <= (others if len(allowed) == 3 else 8)
+
+
 @pytest.mark.parametrize(
     ("region_based", "size", "propagation"),
     [(True, SIZE, "linear"), (False, PADDED, "linear"), (True, PADDED, "memory")],

@@ -15,7 +15,12 @@ CHANGED = {
     "nnUNetTrainerAutoSAM2_SAM2Only": {"enable_unet_decoder": False},
     "nnUNetTrainerAutoSAM2_Fixed": {"fusion": "fixed"},
     "nnUNetTrainerAutoSAM2_Plans": {"backbone": "plans"},
-    "nnUNetTrainerAutoSAM2_OnBaseline": {"backbone": "plans", "backbone_checkpoint": "auto"},
+    "nnUNetTrainerAutoSAM2_OnBaseline": {
+        "backbone": "plans",
+        "backbone_checkpoint": "auto",
+        "freeze_backbone": True,
+        "num_epochs": 50,
+    },
     "nnUNetTrainerAutoSAM2_5epochs": {"num_epochs": 5},
     "nnUNetTrainerAutoSAM2_10epochs": {"num_epochs": 10},
     "nnUNetTrainerAutoSAM2_TestRun": {"test_run": True},
@@ -36,9 +41,11 @@ def test_a_variant_changes_what_its_name_says_and_nothing_else(plans, dataset_js
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_it_counts_more_than_the_plans(plans, dataset_json, name: str):
-    plans["configurations"]["tiny"]["autosam2"] = {"slice_fraction": 0.1, "num_epochs": 3, "initial_lr": 0.5}
-    config = getattr(trainers, name).resolve_config(plans, "tiny", dataset_json)
-    expected = {"slice_fraction": 0.1, "num_epochs": 3, "initial_lr": 0.5} | CHANGED[name]
+    written = {"slice_fraction": 0.1, "num_epochs": 3, "initial_lr": 0.5}
+    plans["configurations"]["tiny"]["autosam2"] = written
+    trainer = getattr(trainers, name)
+    config = trainer.resolve_config(plans, "tiny", dataset_json)
+    expected = {**trainer.defaults, **written, **trainer.parameters}
     assert {key: getattr(config, key) for key in expected} == expected
 
 

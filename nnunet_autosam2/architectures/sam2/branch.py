@@ -17,6 +17,7 @@ from nnunet_autosam2.architectures.sam2 import weights
 from nnunet_autosam2.architectures.sam2.chunking import Chunked
 from nnunet_autosam2.architectures.sam2.model import SAM2, ImageEmbeddings, Memory, supports_bfloat16
 from nnunet_autosam2.architectures.sam2.tuning import ENCODER_TRAINS, set_tuning
+from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import AutoSAM2Config
 
 MASKS_PER_SLICE = 3
@@ -40,6 +41,7 @@ class SAM2Branch(nn.Module):
         self.bridge = Bridge(middle_channels, num_regions, self.sam2.sam_image_embedding_size)
         self.encoder_trains = config.sam2_tuning in ENCODER_TRAINS
         self.mri_to_rgb.requires_grad_(self.encoder_trains)
+        self.training_window = TrainingWindow()
         self.precision: str = config.sam2_precision
         self.awaits_weights = True
         """Neither `load_weights` nor a state dict has brought any yet: not even random ones are used without a word."""

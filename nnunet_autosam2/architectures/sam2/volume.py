@@ -28,7 +28,8 @@ def segment_volume(
 ) -> tuple[SampleMasks, VolumeMasks]:
     """SAM2's masks of the selected slices, the UNet's where it is not prompted, and those of all slices.
 
-    A prediction skips selected slices on which the UNet sees nothing; in training SAM2 is prompted on each.
+    A prediction skips selected slices on which the UNet sees nothing. In training SAM2 is prompted on a window of them,
+    whatever the UNet sees there.
 
     Args:
         volume: [B, C, D, H, W] z-scores.
@@ -41,6 +42,8 @@ def segment_volume(
         WeightsError: SAM2 has none, and there are none where the configuration says.
     """
     slices = select_slices(foreground[:, :, : size[0]], num_slices(size[0], config.slice_fraction))
+    if branch.training:
+        slices = branch.training_window(slices, config.training_slices)
     prompted = branch.training | has_foreground(foreground, slices)
     positions = locate_slices(slices, prompted, volume.shape[2])
     values = _unprompted(take_slices(unet.logits[0].detach().float(), slices), config)
