@@ -1,11 +1,13 @@
-"""Does SAM2 help? Every arm on the same left-out cases, with the same plans, patches and number of iterations.
+"""Does SAM2 help? Every arm on the same left-out cases, with the same plans and patches.
 
-Leave-one-out on labelled cases in BraTS layout (t1ce and flair): an arm trains on all cases but one and predicts that
-one. Everything is done by nnU-Net's commands. What is done in OUTPUT is not done again and a training that was
-interrupted goes on, so a run can be stopped and started again at any time. The report goes to the standard output, as
-Markdown, and into OUTPUT/report.json.
+Cross-validation on labelled cases in BraTS layout: an arm trains on all cases but those of a fold and predicts these;
+leave-one-out unless `--num-folds` says otherwise. All arms see the same batches, and one nnU-Net a fold serves all arms
+that start from it. Everything is done by nnU-Net's commands. What is done in OUTPUT is not done again and a training
+that was interrupted goes on, so a run can be stopped and started again at any time. The report goes to the standard
+output, as Markdown, and into OUTPUT/report.json.
 
-Usage: python -m experiments.experiment DATA OUTPUT [--seeds 2] [--device cuda] [--sam2-checkpoint FILE] [--report-only]
+Usage: python -m experiments.experiment DATA OUTPUT [--num-folds 5] [--folds 2] [--seeds 2] [--device cuda]
+    [--sam2-checkpoint FILE] [--report-only]
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ PLANS, CONFIGURATION = "nnUNetPlansExperiment", "small"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 TRAINERS = Path(__file__).resolve().parent / "trainers"
 BATCH_SIZE = 2
+ON_BASELINE = "nnUNetTrainerAutoSAM2_OnBaseline_Short"
 METRICS = {"Dice": ".3f", "IoU": ".3f", "HD95": ".1f"}
 
 
@@ -45,6 +48,8 @@ class Arm(NamedTuple):
     parameters: tuple[str, ...] = ()
     starts_from: str | None = None
     """The arm whose weights it starts from"""
+    in_time: bool = False
+    """It has fewer epochs: `--in-time-epochs`"""
 
 
 ARMS = {
@@ -57,16 +62,24 @@ ARMS = {
     ),
     "hybrid_60_fixed": Arm("hybrid 60 %, fixed", "nnUNetTrainerAutoSAM2_Short", ("slice_fraction=0.6", "fusion=fixed")),
     "hybrid_60_gated": Arm("hybrid 60 %, gated", "nnUNetTrainerAutoSAM2_Short", ("slice_fraction=0.6",)),
-    "nnunet_then_sam2": Arm("nnU-Net, then SAM2 on it", "nnUNetTrainerAutoSAM2_OnBaseline_Short", starts_from="nnunet"),
+    "upgrade": Arm("nnU-Net, frozen, SAM2 on it", ON_BASELINE, starts_from="nnunet"),
+    "upgrade_random": Arm("the same, 8 slices at random", f"{ON_BASELINE}_AtRandom", starts_from="nnunet"),
+    "upgrade_4": Arm("the same, windows of 4", ON_BASELINE, ("training_slices=4",), starts_from="nnunet"),
+    "upgrade_2": Arm("the same, windows of 2", ON_BASELINE, ("training_slices=2",), starts_from="nnunet"),
+    "upgrade_all": Arm("the same, all slices", ON_BASELINE, ("training_slices=null",), starts_from="nnunet"),
+    "upgrade_all_in_time": Arm(
+        "the same, all slices, in the time of windows", ON_BASELINE, ("training_slices=null",), "nnunet", in_time=True
+    ),
+    "nnunet_then_sam2": Arm("nnU-Net, then SAM2 on it", ON_BASELINE, ("freeze_backbone=false",), starts_from="nnunet"),
     "nnunet_then_alone": Arm(
         "nnU-Net, then the same without SAM2",
-        "nnUNetTrainerAutoSAM2_OnBaseline_Short",
+        ON_BASELINE,
         ("enable_sam2=false", "freeze_backbone=false"),
         starts_from="nnunet",
     ),
 }
-"""The last two have nnU-Net's iterations before their own, so that they compare with each other."""
-REFERENCE = "unet_only"
+"""Those that start from nnU-Net have its iterations before their own, so that they compare with each other."""
+REFERENCES = ("unet_only", "nnunet")
 
 
 class Run(NamedTuple):
@@ -83,6 +96,7 @@ class Run(NamedTuple):
 class Result(NamedTuple):
     run: Run
     case: str
+    """Left out of the training"""
     scores: np.ndarray
     """[METRICS, REGIONS], NaN where a region is nowhere"""
     training_seconds: float
@@ -93,8 +107,12 @@ class Result(NamedTuple):
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--arms", multiple=True, type=click.Choice(list(ARMS)), help="May be repeated. Default: all.")
-@click.option("--cases", type=click.IntRange(1), default=2, show_default=True, help="Left out one after the other.")
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of an arm and case.")
+@click.option(
+    "--num-folds", type=click.IntRange(2), help="Parts of the cases. Default: one a case."
+)
+@click.option("--folds", type=click.IntRange(1), default=2, show_default=True, help="How many of them are trained.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of an arm and fold.")
+@click.option("--modalities", default="t1ce,flair", show_default=True, help="Of the cases.")
 @click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True)
 @click.option("--sam2-checkpoint", default="random", show_default=True, help="Of sam2.1-hiera-tiny: a file, or auto.")
 @click.option("--spacing", nargs=3, type=float, default=(2, 2, 2), show_default=True, metavar="Z Y X", help="In mm.")
@@ -102,14 +120,18 @@ class Result(NamedTuple):
 @click.option("--features", nargs=2, type=int, default=(16, 128), show_default=True, metavar="FIRST MOST")
 @click.option("--sam2-image-size", default=128, show_default=True, help="Pixels.")
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--upgrade-epochs", type=click.IntRange(1), help="Of arms that start from nnU-Net. Default: the same.")
+@click.option("--in-time-epochs", type=click.IntRange(1), default=5, show_default=True, help='Of "in the time of".')
 @click.option("--iterations", type=click.IntRange(1), default=25, show_default=True, help="Of an epoch.")
 @click.option("--report-only", is_flag=True, help="Report what is there; the other options do not matter.")
 def main(
     data: Path,
     output: Path,
     arms: tuple[str, ...],
-    cases: int,
+    num_folds: int | None,
+    folds: int,
     seeds: int,
+    modalities: str,
     device: str,
     sam2_checkpoint: str,
     spacing: tuple[float, float, float],
@@ -117,6 +139,8 @@ def main(
     features: tuple[int, int],
     sam2_image_size: int,
     epochs: int,
+    upgrade_epochs: int | None,
+    in_time_epochs: int,
     iterations: int,
     report_only: bool,
 ) -> None:
@@ -132,14 +156,18 @@ def main(
             "patch_size": list(patch_size),
             "features": list(features),
             "sam2_image_size": sam2_image_size,
+            "modalities": modalities,
+            "num_folds": num_folds,
             "epochs": epochs,
+            "upgrade_epochs": upgrade_epochs or epochs,
+            "in_time_epochs": in_time_epochs,
             "iterations": iterations,
         }
         signal.signal(signal.SIGTERM, stop)
         experiment = Experiment(output.absolute(), settings)
-        experiment.prepare(cases)
+        experiment.prepare(folds)
         for seed in range(seeds):
-            for fold in range(cases):
+            for fold in range(folds):
                 for arm in dict.fromkeys(arms) or ARMS:
                     experiment.train_and_predict(Run(arm, fold, seed))
     report(output.absolute())
@@ -183,7 +211,7 @@ class Experiment:
             "MALLOC_TOP_PAD_": "268435456",
         }
 
-    def prepare(self, cases: int) -> None:
+    def prepare(self, folds: int) -> None:
         """Convert, preprocess, write plans and splits; all of it again where it has not come to its end."""
         path = self.output / "settings.json"
         if path.exists():
@@ -197,14 +225,14 @@ class Experiment:
                 (self.output / folder).mkdir()
             self._convert_and_plan()
             path.write_text(json.dumps(self.settings, indent=4))
-        if cases > len(found := left_out_cases(self.output)):
-            raise click.ClickException(f"--cases {cases} is too many: {self.settings['data']} has {len(found)} cases.")
+        if folds > len(found := left_out_cases(self.output)):
+            raise click.ClickException(f"--folds {folds} is too many: there are {len(found)}.")
 
     def _convert_and_plan(self) -> None:
         settings = self.settings
         self._execute(
             "convert", "autosam2", "convert-brats", settings["data"], "-d", DATASET, "-n", "Experiment",
-            "--modalities", "t1ce,flair",
+            "--modalities", settings["modalities"],
         )  # fmt: skip
         self._execute(
             "preprocess", "nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", "3d_fullres", "-np", "2", "-npfp", "2",
@@ -222,18 +250,27 @@ class Experiment:
             f"early_stopping_patience={settings['epochs']}",  # so it never stops early
         )  # fmt: skip
         for name, arm in ARMS.items():
-            if arm.parameters:
-                command = (*configure, "--base", CONFIGURATION, "--name", name, *arm.parameters)
+            if parameters := self._parameters(arm):
+                command = (*configure, "--base", CONFIGURATION, "--name", name, *parameters)
                 self._execute(f"configure_{name}", *command)
         images = self.output / "raw" / NAME / "imagesTr"
         cases = sorted(path.name.removesuffix("_0000.nii.gz") for path in images.glob("*_0000.nii.gz"))
-        for case in cases:
-            folder = self.output / "left_out" / case
+        parts = np.array_split(np.random.default_rng(0).permutation(cases), settings["num_folds"] or len(cases))
+        if not settings["num_folds"]:
+            parts = [[case] for case in cases]
+        splits = [{"train": [case for case in cases if case not in part], "val": sorted(part)} for part in parts]
+        for fold, split in enumerate(splits):
+            folder = self.output / "left_out" / str(fold)
             folder.mkdir(parents=True)
-            for path in images.glob(f"{case}_????.nii.gz"):
-                shutil.copy(path, folder)
-        splits = [{"train": [other for other in cases if other != case], "val": [case]} for case in cases]
+            for case in split["val"]:
+                for path in images.glob(f"{case}_????.nii.gz"):
+                    shutil.copy(path, folder)
         (self.output / "preprocessed" / NAME / "splits_final.json").write_text(json.dumps(splits, indent=4))
+
+    def _parameters(self, arm: Arm) -> tuple[str, ...]:
+        if arm.starts_from is None:
+            return arm.parameters
+        return (*arm.parameters, f"num_epochs={self.settings['in_time_epochs' if arm.in_time else 'upgrade_epochs']}")
 
     def train_and_predict(self, run: Run) -> None:
         arm, folder = ARMS[run.arm], model_folder(self.output, run)
@@ -245,10 +282,9 @@ class Experiment:
             f"train_{run}", run.seed, "nnUNetv2_train", NAME, configuration(run.arm), run.fold, "-tr", arm.trainer,
             "-p", PLANS, "-device", self.settings["device"], *resuming(folder / f"fold_{run.fold}"),
         )  # fmt: skip
-        case = left_out_cases(self.output)[run.fold]
         self._once(
             f"predict_{run}", run.seed, "nnUNetv2_predict_from_modelfolder", "-m", folder, "-f", run.fold,
-            "-i", self.output / "left_out" / case, "-o", predicted_file(self.output, run, case).parent,
+            "-i", self.output / "left_out" / str(run.fold), "-o", prediction_folder(self.output, run),
             "-device", self.settings["device"], "-npp", "1", "-nps", "1", "--disable_tta", "-step_size", "0.75",
         )  # fmt: skip
 
@@ -284,7 +320,7 @@ class Experiment:
 
 
 def configuration(arm: str) -> str:
-    return arm if ARMS[arm].parameters else CONFIGURATION
+    return arm if ARMS[arm].parameters or ARMS[arm].starts_from else CONFIGURATION
 
 
 def results_folder(output: Path, seed: int) -> Path:
@@ -296,18 +332,18 @@ def model_folder(output: Path, run: Run) -> Path:
     return results_folder(output, run.seed) / NAME / f"{ARMS[run.arm].trainer}__{PLANS}__{configuration(run.arm)}"
 
 
-def predicted_file(output: Path, run: Run, case: str) -> Path:
-    return output / "predicted" / f"{run.arm}_seed_{run.seed}" / f"{case}.nii.gz"
+def prediction_folder(output: Path, run: Run) -> Path:
+    return output / "predicted" / f"{run.arm}_seed_{run.seed}"
 
 
 def stamp_file(output: Path, name: str) -> Path:
     return output / "done" / name
 
 
-def left_out_cases(output: Path) -> list[str]:
-    """Case that each fold leaves out."""
+def left_out_cases(output: Path) -> list[list[str]]:
+    """Cases that each fold leaves out."""
     splits = json.loads((output / "preprocessed" / NAME / "splits_final.json").read_text())
-    return [split["val"][0] for split in splits]
+    return [split["val"] for split in splits]
 
 
 def resuming(fold: Path) -> list[str]:
@@ -326,9 +362,10 @@ def report(output: Path) -> None:
     settings = json.loads(path.read_text())
     cases, seeds = left_out_cases(output), len(list(output.glob("results_seed_*")))
     possible = itertools.starmap(Run, itertools.product(ARMS, range(len(cases)), range(seeds)))
-    predicted = {run: cases[run.fold] for run in possible if stamp_file(output, f"predict_{run}").exists()}
+    runs = [run for run in possible if stamp_file(output, f"predict_{run}").exists()]
+    predicted = {f"{run}_{case}": (run, case) for run in runs for case in cases[run.fold]}
     scores = evaluate(output, predicted)
-    results = [read_result(output, run, case, scores["cases"][str(run)]) for run, case in predicted.items()]
+    results = [read_result(output, *predicted[name], scores["cases"][name]) for name in predicted]
     (output / "report.json").write_text(
         json.dumps({"settings": settings, "runs": list(map(as_json, results))}, indent=4)
     )
@@ -337,16 +374,16 @@ def report(output: Path) -> None:
         click.echo(line)
 
 
-def evaluate(output: Path, predicted: dict[Run, str]) -> dict[str, Any]:
-    """Content of scores.json of `autosam2 evaluate`, for each run and the case that it has predicted."""
+def evaluate(output: Path, predicted: dict[str, tuple[Run, str]]) -> dict[str, Any]:
+    """Content of scores.json of `autosam2 evaluate`, by name for each run and case that it has predicted."""
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         predictions, truths = folder / "predictions", folder / "truths"
         predictions.mkdir()
         truths.mkdir()
-        for run, case in predicted.items():
-            (predictions / f"{run}.nii.gz").symlink_to(predicted_file(output, run, case))
-            (truths / f"{run}.nii.gz").symlink_to(output / "raw" / NAME / "labelsTr" / f"{case}.nii.gz")
+        for name, (run, case) in predicted.items():
+            (predictions / f"{name}.nii.gz").symlink_to(prediction_folder(output, run) / f"{case}.nii.gz")
+            (truths / f"{name}.nii.gz").symlink_to(output / "raw" / NAME / "labelsTr" / f"{case}.nii.gz")
         command = ["autosam2", "evaluate", str(predictions), str(truths), "-o", str(folder / "scores")]
         if subprocess.run(command, env={**os.environ, "PATH": PATH}, stdout=subprocess.DEVNULL).returncode:
             raise click.ClickException("The predictions could not be scored.")
@@ -378,15 +415,16 @@ def markdown(settings: dict[str, Any], metrics: str, results: list[Result]) -> I
     yield "SAM2's weights are random." if weights == "random" else f"SAM2's weights: {weights}."
     yield (
         f"Patches of {patch} voxels of {spacing} mm, {BATCH_SIZE} a batch, {settings['epochs']} epochs of "
-        f"{settings['iterations']} iterations, `sam2_image_size={settings['sam2_image_size']}`, "
-        f"device {settings['device']}. "
+        f"{settings['iterations']} iterations ({settings['upgrade_epochs']} more on nnU-Net), "
+        f"`sam2_image_size={settings['sam2_image_size']}`, device {settings['device']}. "
         "Mean ± standard deviation over left-out cases and seeds."
     )
     yield metrics
     by_arm = {name: [result for result in results if result.run.arm == name] for name in ARMS}
-    reference = {result.run[1:]: result.scores for result in by_arm[REFERENCE]}
+    against = next((name for name in REFERENCES if by_arm[name]), REFERENCES[0])
+    reference = {(*result.run[1:], result.case): result.scores for result in by_arm[against]}
     for index, metric in enumerate(METRICS):
-        header = ["arm", "runs", *REGIONS, "mean", f"mean, less {ARMS[REFERENCE].title}"]
+        header = ["arm", "cases", *REGIONS, "mean", f"mean, less {ARMS[against].title}"]
         yield from ("", f"### {metric}", "")
         yield from table(header, (row(there, index, reference) for there in by_arm.values() if there))
     yield from ("", "### Time", "")
@@ -418,9 +456,9 @@ def row(results: list[Result], metric: int, reference: dict[tuple, np.ndarray]) 
     """Row of one arm, compared with the arm of reference run by run."""
     scores = np.stack([result.scores[metric] for result in results])
     gains = [
-        np.nanmean(result.scores[metric] - reference[result.run[1:]][metric])
+        np.nanmean(result.scores[metric] - reference[key][metric])
         for result in results
-        if result.run[1:] in reference
+        if (key := (*result.run[1:], result.case)) in reference
     ]
     form = list(METRICS.values())[metric]
     columns = [spread(values, form) for values in (*scores.T, np.nanmean(scores, axis=1))]

@@ -5,7 +5,9 @@ import os
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor
 
+from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import PLANS_KEY
 from nnunet_autosam2.trainers import (
     nnUNetTrainerAutoSAM2,
@@ -58,3 +60,20 @@ class nnUNetTrainerAutoSAM2_UNetOnly_Short(Reproducible, nnUNetTrainerAutoSAM2_U
 
 class nnUNetTrainerAutoSAM2_OnBaseline_Short(Reproducible, nnUNetTrainerAutoSAM2_OnBaseline):
     pass
+
+
+class AtRandom(TrainingWindow):
+    """As many selected slices, not next to each other."""
+
+    def __call__(self, slices: Tensor, count: int | None) -> Tensor:
+        selected = slices.shape[1]
+        if count is None or count >= selected:
+            return slices
+        chosen = torch.rand(slices.shape, generator=self._own_generator()).argsort(1)[:, :count].sort(1).values
+        return slices.gather(1, chosen.to(slices.device))
+
+
+class nnUNetTrainerAutoSAM2_OnBaseline_Short_AtRandom(nnUNetTrainerAutoSAM2_OnBaseline_Short):
+    def initialize(self) -> None:
+        super().initialize()
+        self.autosam2.sam2_branch.training_window = AtRandom()
