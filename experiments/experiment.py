@@ -107,9 +107,7 @@ class Result(NamedTuple):
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--arms", multiple=True, type=click.Choice(list(ARMS)), help="May be repeated. Default: all.")
-@click.option(
-    "--num-folds", type=click.IntRange(2), help="Parts of the cases. Default: one a case."
-)
+@click.option("--num-folds", type=click.IntRange(2), help="Parts of the cases. Default: one a case.")
 @click.option("--folds", type=click.IntRange(1), default=2, show_default=True, help="How many of them are trained.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of an arm and fold.")
 @click.option("--modalities", default="t1ce,flair", show_default=True, help="Of the cases.")

@@ -91,11 +91,11 @@ def loss_of(
 
 
 def train(rank: int, mode: str) -> AutoSAM2:
-    """Ten steps, with other weights at first and other data in each process."""
+    """Three steps, with other weights at first and other data in each process."""
     network = make(rank, mode)
     parallel = DistributedDataParallel(network)
     optimizer = torch.optim.AdamW([p for p in parallel.parameters() if p.requires_grad], lr=1e-3)
-    for step in range(10):
+    for step in range(3):
         volume, target = share(rank, batch(step))
         optimizer.zero_grad()
         loss_of(parallel, volume, target, ddp=True, batch_dice=True).backward()
@@ -129,10 +129,10 @@ def gather(network: AutoSAM2) -> list[torch.Tensor]:
 
 
 JOINT = [
-    (mode, batch_dice, size)
-    for mode in ("hybrid", "UNet only", "SAM2 only", "window")
-    for batch_dice in (True, False)
-    for size in ((2, 3) if mode in ("hybrid", "window") else (2,))
+    *(("hybrid", batch_dice, size) for batch_dice in (True, False) for size in (2, 3)),
+    ("UNet only", False, 2),
+    ("SAM2 only", False, 2),
+    *(("window", batch_dice, 3) for batch_dice in (True, False)),
 ]
 
 
