@@ -13,7 +13,7 @@ from nnunet_autosam2.architectures.fusion import FixedFusion, Fused, Fusion, Gat
 from nnunet_autosam2.architectures.masks import SampleMasks, VolumeMasks, cropped
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
-from nnunet_autosam2.architectures.seg_layers import with_current_names
+from nnunet_autosam2.architectures.seg_layers import in_current_layout
 from nnunet_autosam2.architectures.unet import ResidualUNet3d, Size3d, UNetOutput
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
@@ -207,7 +207,7 @@ class AutoSAM2(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         had_weights = self.sam2_has_weights
-        result = super().load_state_dict(with_current_names(state_dict, self.state_dict()), *args, **kwargs)
+        result = super().load_state_dict(in_current_layout(state_dict, self.state_dict()), *args, **kwargs)
         self.state_was_loaded = True
         if self.sam2_branch is not None:
             self.sam2_branch.awaits_weights = False

@@ -135,6 +135,7 @@ class GatedFusion(HasSegLayers, Fusion):
             opinion_weight=torch.zeros(4, num_classes),
             reliability_weight=torch.zeros(len(Reliability._fields), num_classes),
             bias=torch.zeros(num_classes),
+            vetoed=torch.zeros(num_classes, dtype=torch.bool),
             **({"opening": torch.zeros(num_classes)} if closed else {}),
         )
         self.closed = closed
@@ -144,13 +145,22 @@ class GatedFusion(HasSegLayers, Fusion):
     ) -> tuple[Tensor, Tensor]:
         gate = self.gate(unet, sam2, reliability, blends, region_based)
         weight, used = torch.sigmoid(-gate), gate.detach() if self.deep_supervision else gate
-        blended = blend(unet, sam2, F.logsigmoid(used), F.logsigmoid(-used), region_based)
-        if not self.closed:
-            return blended, weight
-        opening = self._open()
-        change = blended - (unet if region_based else unet.log_softmax(1))
-        logits = unet + (opening.detach() if self.deep_supervision else opening) * change
-        return logits, opening * weight
+        logits = blend(unet, sam2, F.logsigmoid(used), F.logsigmoid(-used), region_based)
+        if self.closed:
+            opening = self._open()
+            change = logits - (unet if region_based else unet.log_softmax(1))
+            logits, weight = unet + (opening.detach() if self.deep_supervision else opening) * change, opening * weight
+        # A blend with weight 1 is the UNet but for rounding, and but for a constant that no softmax sees.
+        vetoed = self.vetoed.view(1, -1, 1, 1, 1)
+        return torch.where(vetoed if region_based else vetoed.all(), unet, logits), weight
+
+    def veto(self, classes: Sequence[bool]) -> None:
+        """Closes the gate for some of the C classes, whatever it has learned, and lets it decide on the others.
+
+        What regions are concerned, or all exclusive labels, have exactly the UNet's logits then. Some labels of several
+        have the UNet's probabilities, and go on competing with the others.
+        """
+        self.vetoed.copy_(torch.tensor(classes))
 
     def _open(self) -> Tensor:
         return _Bounded.apply(GATE_LR_MULTIPLIER * self.opening.view(1, -1, 1, 1, 1))
@@ -158,8 +168,9 @@ class GatedFusion(HasSegLayers, Fusion):
     def gate(
         self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
     ) -> Tensor:
-        """Logit of the UNet's weight, [B, C, D, H, W]."""
+        """Logit of the UNet's weight, [B, C, D, H, W], infinite where it is vetoed."""
         start = _per_class(unet, blends).clamp(CLOSEST_BLEND, 1 - CLOSEST_BLEND).logit()
+        start = start.masked_fill(self.vetoed.view(1, -1, 1, 1, 1), math.inf)
         learned = self.bias.view(1, -1, 1, 1, 1)
         for weight, score in zip(self.reliability_weight, reliability, strict=True):
             learned = learned + (weight[:, None] * score.detach())[..., None, None]

@@ -1,31 +1,42 @@
-"""Parameters whose shape depends on the labels of a data set."""
+"""Parameters and buffers whose shape depends on the labels of a data set."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 MARK = ".seg_layers."
 
 
 class HasSegLayers(nn.Module):
-    """A module with such parameters, which are attributes of it by their names.
+    """A module with such parameters, or buffers where they are not of floating point: its attributes by their names.
 
     nnU-Net's `-pretrained_weights` starts afresh what has ".seg_layers." in its name, as the segmentation heads of its
     own networks have, and refuses a file in which anything else has another shape. So that is where they are, as
     `<module>.seg_layers.<name>`.
     """
 
-    def __init__(self, **parameters: Tensor) -> None:
+    def __init__(self, **tensors: Tensor) -> None:
         super().__init__()
-        self.seg_layers = nn.ParameterDict(parameters)
+        self.seg_layers = nn.ParameterDict({name: each for name, each in tensors.items() if each.is_floating_point()})
+        for name, each in tensors.items():
+            if name not in self.seg_layers:
+                self.seg_layers.register_buffer(name, each)
 
     def __getattr__(self, name: str) -> Any:
-        seg_layers = self.__dict__.get("_modules", {}).get("seg_layers", {})
-        return seg_layers[name] if name in seg_layers else super().__getattr__(name)
+        seg_layers = self.__dict__.get("_modules", {}).get("seg_layers")
+        if seg_layers is not None and (name in seg_layers or name in seg_layers._buffers):
+            return getattr(seg_layers, name)
+        return super().__getattr__(name)
 
 
-def with_current_names(state: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
-    """A state dict that may have been written when they were `<module>.<name>`, for a network with the names `own`."""
-    current = {name.replace(MARK, "."): name for name in own if MARK in name}
-    return {current.get(name, name): value for name, value in state.items()}
+def in_current_layout(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A state dict as this version would have written it, for a network with the state dict `own`.
+
+    Earlier ones had `<module>.<name>` for them and none of the flags, which are off where they are missing.
+    """
+    ours = {name: tensor for name, tensor in own.items() if MARK in name}
+    current = {name.replace(MARK, "."): name for name in ours}
+    flags = {name: torch.zeros_like(tensor) for name, tensor in ours.items() if tensor.dtype == torch.bool}
+    return {**flags, **{current.get(name, name): value for name, value in state.items()}}

@@ -21,7 +21,7 @@ from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume,
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError
 from nnunet_autosam2.support.access import require_file
 from nnunet_autosam2.support.checkpoint import init_args, load_network, read_nnunet_checkpoint
-from nnunet_autosam2.support.dataset_json import read_dataset_json
+from nnunet_autosam2.support.dataset_json import foreground_labels, read_dataset_json
 from nnunet_autosam2.support.plans import read_plans, require_configuration
 from nnunet_autosam2.support.text import printable
 from nnunet_autosam2.trainers.nnUNetTrainerAutoSAM2 import nnUNetTrainerAutoSAM2
@@ -40,8 +40,7 @@ class LoadedModel(NamedTuple):
     @property
     def regions(self) -> dict[str, Any]:
         """Name → label or labels, in the order of the network's outputs."""
-        labels = {k: v for k, v in self.dataset_json["labels"].items() if k not in ("background", "ignore")}
-        return labels if self.network.config.region_based else dict(sorted(labels.items(), key=lambda item: item[1]))
+        return foreground_labels(self.dataset_json)
 
 
 class ShownCase(NamedTuple):

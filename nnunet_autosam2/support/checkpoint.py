@@ -75,10 +75,10 @@ def load_network(network: nn.Module, weights: Any, source: object) -> None:
     """
     if not (isinstance(weights, dict) and all(isinstance(name, str) for name in weights)):
         raise WeightsError(f"{source}: network_weights does not map names to tensors.")
-    from nnunet_autosam2.architectures.seg_layers import with_current_names  # with torch, which takes seconds
+    from nnunet_autosam2.architectures.seg_layers import in_current_layout  # with torch, which takes seconds
 
     own = network.state_dict()
-    weights = with_current_names(weights, own)
+    weights = in_current_layout(weights, own)
     faults = {
         "missing": [name for name in own if name not in weights],
         "unknown": [name for name in weights if name not in own],

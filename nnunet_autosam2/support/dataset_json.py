@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, Field, StrictStr, TypeAdapter, model_validator
 
 from nnunet_autosam2.support.json_files import checked, read_json, shown
@@ -88,6 +90,14 @@ def require_dataset_json(content: Any, source: object) -> None:
         DatasetError: an entry is missing or has another type or value than nnU-Net needs.
     """
     checked(content, DatasetJson, source)
+
+
+def foreground_labels(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Name → label or labels of the regions or foreground classes, in the order of the network's outputs."""
+    labels = {k: v for k, v in dataset_json["labels"].items() if k not in ("background", "ignore")}
+    has_regions = any(isinstance(each, list) and len(each) > 1 for each in labels.values())
+    # A class may have its label in a list.
+    return labels if has_regions else dict(sorted(labels.items(), key=lambda item: np.ravel(item[1])[0]))
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:

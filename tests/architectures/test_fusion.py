@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.fusion import GATE_LR_MULTIPLIER, FixedFusion, GatedFusion, Reliability, blend
+from nnunet_autosam2.architectures.masks import VolumeMasks
 
 C, SIZE = 3, (4, 5, 6)
 MODES = pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
@@ -193,3 +194,112 @@ def test_in_label_mode_the_gate_does_not_see_a_constant_that_no_softmax_sees():
     gate = fusion.gate(unet, sam2, reliability, [0.5] * C, region_based=False)
     shifted = fusion.gate(unet + 7, sam2 - 3, reliability, [0.5] * C, region_based=False)
     torch.testing.assert_close(shifted, gate, atol=1e-4, rtol=1e-4)
+
+
+CLOSED = pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+SOME = [False, True, False]
+BLEND = [0.5, 0.4, 0.3]
+
+
+def make_trained(closed: bool) -> GatedFusion:
+    fusion, generator = GatedFusion(C, closed), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) / GATE_LR_MULTIPLIER)
+    return fusion
+
+
+@MODES
+@CLOSED
+def test_without_a_veto_it_is_the_gates_blend_exactly(region_based, closed):
+    fusion, (unet, sam2), reliability = make_trained(closed), make_logits(), make_reliability()
+    fused, sam2_weight = fusion.weigh(unet, sam2, reliability, BLEND, region_based)
+    gate = fusion.gate(unet, sam2, reliability, BLEND, region_based)
+    expected, weight = blend(unet, sam2, F.logsigmoid(gate), F.logsigmoid(-gate), region_based), torch.sigmoid(-gate)
+    if closed:
+        opening = GATE_LR_MULTIPLIER * fusion.opening.view(1, -1, 1, 1, 1)
+        change = expected - (unet if region_based else unet.log_softmax(1))
+        expected, weight = unet + opening * change, opening * weight
+    assert torch.equal(fused, expected)
+    assert torch.equal(sam2_weight, weight)
+    assert (fused - unet).abs().amax((0, 2, 3, 4)).min() > 0.1
+
+
+@MODES
+@CLOSED
+def test_a_veto_of_all_classes_leaves_the_unets_logits_bit_by_bit(region_based, closed):
+    fusion, (unet, sam2) = make_trained(closed), make_logits()
+    fusion.veto([True] * C)
+    fused, sam2_weight = fusion.weigh(unet, sam2, make_reliability(), BLEND, region_based)
+    assert torch.equal(fused, unet)
+    assert not sam2_weight.any()
+    fusion.veto([False] * C)
+    expected = make_trained(closed).weigh(unet, sam2, make_reliability(), BLEND, region_based)
+    assert all(map(torch.equal, fusion.weigh(unet, sam2, make_reliability(), BLEND, region_based), expected))
+
+
+@CLOSED
+def test_a_veto_of_one_region_leaves_the_others_bit_by_bit(closed):
+    fusion, (unet, sam2), reliability = make_trained(closed), make_logits(), make_reliability()
+    before, weight_before = fusion.weigh(unet, sam2, reliability, BLEND, True)
+    fusion.veto(SOME)
+    fused, weight = fusion.weigh(unet, sam2, reliability, BLEND, True)
+    assert torch.equal(fused[:, 1], unet[:, 1])
+    assert torch.equal(fused[:, ::2], before[:, ::2])
+    assert not weight[:, 1].any()
+    assert torch.equal(weight[:, ::2], weight_before[:, ::2])
+
+
+@CLOSED
+def test_a_veto_of_one_label_of_several_gives_the_unet_all_the_weight_there(closed):
+    fusion, (unet, sam2), reliability = make_trained(closed), make_logits(), make_reliability()
+    before, weight_before = fusion.weigh(unet, sam2, reliability, BLEND, False)
+    fusion.veto(SOME)
+    fused, weight = fusion.weigh(unet, sam2, reliability, BLEND, False)
+    expected = torch.where(torch.tensor(SOME).view(1, -1, 1, 1, 1), unet if closed else unet.log_softmax(1), before)
+    assert torch.equal(fused, expected)
+    assert not weight[:, 1].any()
+    assert torch.equal(weight[:, ::2], weight_before[:, ::2])
+
+
+@MODES
+@CLOSED
+@pytest.mark.parametrize("vetoed", [SOME, [True] * C], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_vetoed_gate_learns_nothing_and_all_gradients_are_finite(region_based, closed, vetoed, scale):
+    fusion, (unet, sam2) = make_trained(closed), [(scale * logits).requires_grad_() for logits in make_logits()]
+    fusion.veto(vetoed)
+    fused, weight = fusion.weigh(unet, sam2, make_reliability(), BLEND, region_based)
+    (fused.square().mean() + weight.mean()).backward()
+    for parameter in fusion.parameters():
+        assert parameter.grad.isfinite().all()
+        assert not parameter.grad[..., torch.tensor(vetoed)].any()
+    assert unet.grad.isfinite().all()
+    assert sam2.grad.isfinite().all()
+    assert bool(sam2.grad.any()) == (not all(vetoed))
+
+
+@MODES
+@CLOSED
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_veto_holds_in_half_precision_and_compiled_without_another_compilation(region_based, closed, dtype):
+    fusion, (unet, sam2), first = make_trained(closed), make_logits(), 0 if region_based else 1
+    predicted_iou, presence, nearness = make_reliability()
+    regions = (sam2[:, first:], predicted_iou[:, first:], presence[:, first:])
+    masks = VolumeMasks(*regions, covered=torch.ones_like(nearness[:, 0], dtype=torch.bool), distance=nearness[:, 0])
+    compilations = []
+
+    def backend(graph: torch.fx.GraphModule, _) -> torch.fx.GraphModule:
+        compilations.append(graph)
+        return graph
+
+    fusion.compile(backend=backend, fullgraph=True)
+    unet = unet.to(dtype)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=dtype):
+        for vetoed in ([False] * C, SOME, [True] * C):
+            fusion.veto(vetoed)
+            fused = fusion(unet, masks, BLEND, region_based)
+            alone = [torch.equal(fused.logits[:, c], unet[:, c].float()) for c in range(C)]
+            assert alone == (vetoed if region_based or closed or all(vetoed) else [False] * C)
+            assert [not fused.sam2_weight[:, c].any() for c in range(C)] == vetoed
+    assert len(compilations) == 1

@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
+from nnunet_autosam2.support.checkpoint import load_network
+
+VETOED = "fusion.seg_layers.vetoed"
 CLOSED = {"backbone_checkpoint": "auto", "backbone": "plans"}
 
 
@@ -31,3 +35,42 @@ def test_they_are_attributes_of_their_module(make_network):
     assert network.fusion.bias is network.fusion.seg_layers["bias"]
     with pytest.raises(AttributeError, match="opening"):
         _ = network.fusion.opening
+
+
+@pytest.fixture
+def vetoed(make_network):
+    network = make_network(region_based=True)
+    network.fusion.veto([True, False, True])
+    return network
+
+
+def test_a_veto_is_saved_and_loaded(make_network, vetoed):
+    network = make_network(region_based=True)
+    network.load_state_dict(vetoed.state_dict())
+    assert network.state_dict()[VETOED].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("load", ["load_state_dict", "load_network"])
+def test_a_state_dict_from_before_there_were_vetoes_has_none(make_network, vetoed, load):
+    before = make_network(region_based=True, seed=1).state_dict()
+    del before[VETOED]
+    if load == "load_network":
+        load_network(vetoed, before, "checkpoint.pth")
+    else:
+        assert not any(vetoed.load_state_dict(before))  # neither missing nor unexpected
+    assert vetoed.state_dict()[VETOED].tolist() == [False] * 3
+    assert all(
+        torch.equal(vetoed.state_dict()[name], tensor) for name, tensor in before.items() if "no_mem" not in name
+    )
+
+
+@pytest.mark.parametrize("age", ["before there were vetoes", "with one"])
+def test_nnunets_pretrained_weights_bring_no_veto(make_network, vetoed, tmp_path, age):
+    weights = vetoed.state_dict()
+    if age == "before there were vetoes":
+        del weights[VETOED]
+    torch.save({"network_weights": weights}, tmp_path / "checkpoint.pth")
+    network = make_network(region_based=True, seed=1)
+    load_pretrained_weights(network, tmp_path / "checkpoint.pth")
+    assert network.state_dict()[VETOED].tolist() == [False] * 3
+    assert torch.equal(network.state_dict()["sam2_branch.bridge.scale"], weights["sam2_branch.bridge.scale"])

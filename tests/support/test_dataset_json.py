@@ -11,7 +11,12 @@ import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_autosam2.errors import DatasetError
-from nnunet_autosam2.support.dataset_json import read_dataset_json, read_splits, require_dataset_json
+from nnunet_autosam2.support.dataset_json import (
+    foreground_labels,
+    read_dataset_json,
+    read_splits,
+    require_dataset_json,
+)
 
 OLD = {"modality": {"0": "CT"}, "labels": {"background": 0, "kidney": 1}, "file_ending": ".nii.gz"}
 IGNORED = {
@@ -28,6 +33,23 @@ def test_what_nnunet_takes_is_read_as_it_is(tmp_path: Path, content: dict):
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps(content))
     assert read_dataset_json(path) == content
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "tumour": 2, "kidney": 1, "ignore": 3},
+        {"background": 0, "tumour": [2], "kidney": 1},
+        {"background": 0, "tumour": 2, "kidney": [1, 2], "cyst": [3], "ignore": 4},
+    ],
+    ids=["labels", "a list of one", "regions"],
+)
+def test_foreground_in_the_order_of_nnunets_outputs(labels: dict):
+    manager = LabelManager(labels, regions_class_order=[2, 1, 3])
+    foreground = foreground_labels({"labels": labels})
+    expected = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+    as_tuples = [tuple(each) if isinstance(each, list) else (each,) for each in foreground.values()]
+    assert as_tuples == [tuple(each) if isinstance(each, (list, tuple)) else (each,) for each in expected]
 
 
 def without(key: str) -> Callable[[dict], None]:
