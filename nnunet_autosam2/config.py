@@ -110,6 +110,9 @@ class AutoSAM2Config(BaseModel, frozen=True):
     """The UNet's weight in the background channel, which label-based training has and region-based does not."""
     tumor_blend: Fraction = 0.5
     """The UNet's weight in every region or foreground class."""
+    gate_veto: bool = True
+    """True: at the end of a training, the gate closes in each region (or class) in which the hybrid has been below its
+    UNet alone, by their EMA of the pseudo Dice. Without effect on `fusion=fixed`."""
 
     # Networks
     backbone: Backbone = "autosam2"

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
+from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.support.columns import aligned
+from nnunet_autosam2.support.dataset_json import foreground_labels, require_dataset_json
 from nnunet_autosam2.support.text import LINE, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+VETOED = "fusion.seg_layers.vetoed"
 
 
 @click.command(short_help="Show what is in a checkpoint, and run nothing of it.")
@@ -58,6 +62,8 @@ def _facts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if PLANS_KEY in settings:
         changed = AutoSAM2Config().differences(AutoSAM2Config.from_dict(_mapping(settings[PLANS_KEY])))
         yield "AutoSAM2", ", ".join(f"{key} = {value}" for key, (_, value) in changed.items()) or "defaults"
+    if (closed := _closed_gates(content, settings)) is not None:
+        yield "closed gates", ", ".join(closed) or "none"
     if "current_epoch" in content:
         yield "epochs", content["current_epoch"]
     if isinstance(content.get("_best_ema"), float):
@@ -66,6 +72,25 @@ def _facts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         map(str, content.keys() - {"trainer_name", "init_args", "network_weights", "current_epoch", "_best_ema"})
     )
     yield "also in it", ", ".join(others) or "nothing"
+
+
+def _closed_gates(content: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str] | None:
+    """Names of the regions or foreground classes; None where there is no gate that could be closed, or no names."""
+    import torch
+
+    from nnunet_autosam2.support.checkpoint import unusable
+
+    weights, dataset_json = _mapping(content["network_weights"]), _mapping(content["init_args"]).get("dataset_json")
+    try:
+        require_dataset_json(dataset_json, "dataset.json")
+    except DatasetError:
+        return None
+    names = list(foreground_labels(_mapping(dataset_json)))
+    region_based = AutoSAM2Config.from_dict(_mapping(settings.get(PLANS_KEY, {}))).region_based
+    outputs = torch.zeros(len(names) + (not region_based), dtype=torch.bool)
+    if VETOED not in weights or unusable(weights, {VETOED: outputs}):
+        return None
+    return [name for name, vetoed in zip(names, weights[VETOED][-len(names) :].tolist(), strict=True) if vetoed]
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:

@@ -97,16 +97,18 @@ class HybridProgress:
 
     def mean_dice(self, output: str) -> np.ndarray:
         """Over the classes, one an epoch."""
-        return np.ma.masked_invalid(self._dice(output)).mean(axis=1).filled(np.nan)
+        return np.ma.masked_invalid(self.dice(output)).mean(axis=1).filled(np.nan)
 
-    def _dice(self, output: str) -> np.ndarray:
-        """[epochs, classes]"""
-        return np.array(self.rows)[:, [self.columns.index(f"{output} {name}") for name in self.classes]]
+    def dice(self, output: str, before: int | None = None) -> np.ndarray:
+        """[epochs, classes] of one of OUTPUTS, up to the epoch `before` and without it."""
+        rows = [row for row in self.rows if before is None or row[0] < before]
+        columns = [self.columns.index(f"{output} {name}") for name in self.classes]
+        return np.reshape(rows, (-1, len(self.columns)))[:, columns]
 
     @property
     def fusion_harms(self) -> bool:
         """The last ten epochs that tell, the fusion was below the UNet alone in the mean of what both have defined."""
-        difference = self._dice("fused") - self._dice("UNet")
+        difference = self.dice("fused") - self.dice("UNet")
         telling = difference[~np.isnan(difference).all(axis=1)][-PATIENCE:]
         return len(telling) == PATIENCE and bool((np.nanmean(telling, axis=1) < 0).all())
 

@@ -26,12 +26,14 @@ from nnunet_autosam2.architectures.unet import strides_for
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, TrainingError, exit_on_user_error
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
+from nnunet_autosam2.support.dataset_json import foreground_labels
 from nnunet_autosam2.support.plans import read_plans
 from nnunet_autosam2.support.staging import remove_unfinished, replaced_file
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
 from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, confusion_counts
 from nnunet_autosam2.trainers.early_stopping import EarlyStopping, defined_ema
 from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, SkippedSteps
+from nnunet_autosam2.trainers.gate_veto import GateVerdict, close_gates, open_gates
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 from nnunet_autosam2.trainers.resuming import changes, require_same_structure
@@ -86,6 +88,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         for name in LENGTHS:
             setattr(self, name, getattr(lengths, name) or getattr(self, name))
         self.progress: HybridProgress | None = None
+        self.restored_epochs: int | None = None
+        """Epochs that the best weights have been trained for, where they became the final ones"""
         self.skipped_steps = SkippedSteps()
 
     @classmethod
@@ -304,13 +308,15 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         means = {key: np.mean([output[key] for output in val_outputs], axis=0) for key in COUNTED}
         means = {key: np.mean([other[key] for other in self._gathered(means)], axis=0) for key in COUNTED}
         if self.local_rank == 0:
-            if self.progress is None:
-                labels = {k: v for k, v in self.dataset_json["labels"].items() if k not in ("background", "ignore")}
-                classes = list(labels) if self.label_manager.has_regions else sorted(labels, key=labels.__getitem__)
-                self.progress = HybridProgress(Path(self.output_folder), classes)
             fused = self.logger.get_value("dice_per_class_or_region", step=self.current_epoch)
-            for line in self.progress.add(self.current_epoch, means, fused):
+            for line in self._progress_of_fold().add(self.current_epoch, means, fused):
                 self.print_to_log_file(line)
+
+    def _progress_of_fold(self) -> HybridProgress:
+        """The table of the fold's folder, which the main process alone reads and writes."""
+        if self.progress is None:
+            self.progress = HybridProgress(Path(self.output_folder), list(foreground_labels(self.dataset_json)))
+        return self.progress
 
     def _keep_ema_defined(self) -> None:
         """Keeps the average by which nnU-Net chooses the best checkpoint, and once NaN its own stays so."""
@@ -328,6 +334,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         early_stopping = EarlyStopping(self.config.early_stopping_patience, self.lr_scheduler.warmup_epochs)
         if early_stopping.should_stop(defined_ema(self.logger.get_value("mean_fg_dice", step=None))):
             raise PatienceExhausted
+        if open_gates(self.autosam2):
+            self.print_to_log_file("The gates that were closed at the end of this training are open as it goes on.")
         super().on_epoch_start()
 
     def on_epoch_end(self) -> None:
@@ -338,6 +346,14 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         """Than an average of nothing, NaN, to which nnU-Net compares nothing as better."""
         if self._best_ema is not None and math.isnan(self._best_ema):
             self._best_ema = -math.inf
+
+    def on_train_end(self) -> None:
+        if self.autosam2.fusion is not None:
+            epochs = self.current_epoch if self.restored_epochs is None else self.restored_epochs
+            own = GateVerdict.after(self._progress_of_fold(), epochs) if self.local_rank == 0 else None
+            for line in close_gates(self.autosam2, self._gathered(own)[0]):
+                self.print_to_log_file(line)
+        super().on_train_end()
 
     def run_training(self) -> None:
         with exit_on_user_error():
@@ -374,6 +390,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         if best.is_file():
             checkpoint = read_nnunet_checkpoint(best, self.device)
             self.autosam2.load_state_dict(checkpoint["network_weights"])
+            self.restored_epochs = checkpoint["current_epoch"]
 
     def save_checkpoint(self, filename: str) -> None:
         """The checkpoint of this name stays as it was until the new one is whole.

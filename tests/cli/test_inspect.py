@@ -52,6 +52,47 @@ def test_what_is_in_it(tmp_path):
     ]
 
 
+LABELS = {"background": 0, "core": 2, "oedema": 1}
+REGIONS = {"background": 0, "whole tumor": [1, 2], "tumor core": 2}
+
+
+@pytest.mark.parametrize(
+    ("labels", "vetoed", "line"),
+    [
+        (REGIONS, [False, True], "tumor core"),
+        (REGIONS, [True, True], "whole tumor, tumor core"),
+        (REGIONS, [False, False], "none"),
+        (LABELS, [False, True, False], "oedema"),
+        (LABELS, [True, True, True], "oedema, core"),
+    ],
+    ids=str,
+)
+def test_closed_gates(tmp_path, labels, vetoed, line):
+    checkpoint, region_based = make_checkpoint(), labels is REGIONS
+    checkpoint["init_args"]["plans"]["configurations"]["tiny"][PLANS_KEY]["region_based"] = region_based
+    checkpoint["init_args"]["dataset_json"] = {
+        "channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz",
+        **({"regions_class_order": [1, 2]} if region_based else {}),
+    }  # fmt: skip
+    checkpoint["network_weights"]["fusion.seg_layers.vetoed"] = torch.tensor(vetoed)
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    assert f"\nclosed gates   {line}\n" in inspect(tmp_path / "checkpoint.pth").stdout
+
+
+@pytest.mark.parametrize("strange", [7, torch.zeros(9), torch.zeros(2, device="meta").bool(), torch.zeros(2)], ids=str)
+def test_gates_that_are_none(tmp_path, strange):
+    checkpoint = make_checkpoint()
+    checkpoint["init_args"]["plans"]["configurations"]["tiny"][PLANS_KEY]["region_based"] = True
+    checkpoint["init_args"]["dataset_json"] = {
+        "channel_names": {"0": "CT"}, "labels": REGIONS, "file_ending": ".nii.gz", "regions_class_order": [1, 2],
+    }  # fmt: skip
+    checkpoint["network_weights"]["fusion.seg_layers.vetoed"] = strange
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    result = inspect(tmp_path / "checkpoint.pth")
+    assert result.exit_code == 0, result.exception
+    assert "closed gates" not in result.stdout
+
+
 def test_every_tensor(tmp_path):
     torch.save(make_checkpoint(), tmp_path / "checkpoint.pth")
     table = inspect(tmp_path / "checkpoint.pth", "--tensors").stdout.split("\n\n")[1]

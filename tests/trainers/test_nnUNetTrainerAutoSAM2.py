@@ -1,4 +1,4 @@
-"""The trainer in this process, with nnU-Net's planned network of some thousand weights and without SAM2.
+"""The trainer in this process, with nnU-Net's planned network of some thousand weights, mostly without SAM2.
 
 Whole trainings, with SAM2 and by nnU-Net's own command, are in tests/end_to_end/test_train.py.
 """
@@ -15,12 +15,14 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_autosam2.errors import ConfigurationError, TrainingError
+from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint
 from nnunet_autosam2.trainers import (
     nnUNetTrainerAutoSAM2,
     nnUNetTrainerAutoSAM2_5epochs,
     nnUNetTrainerAutoSAM2_TestRun,
     nnUNetTrainerAutoSAM2_UNetOnly,
 )
+from nnunet_autosam2.trainers.nnUNetTrainerAutoSAM2 import PatienceExhausted
 
 CPU = torch.device("cpu")
 FINAL = "checkpoint_final.pth"
@@ -217,3 +219,81 @@ def test_other_folds_of_another_configuration_are_not_broken(make: Make, tmp_pat
     with pytest.raises(SystemExit, match=r"another configuration \(weight_decay: 0\.0001 there, 0\.5 here\)"):
         second.on_train_start()
     assert results(tmp_path) == before
+
+
+@pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
+class TestGateVeto:
+    """With a hybrid whose epochs are rows in the table of its folder: (Dice of the UNet, of the fusion), by region."""
+
+    @pytest.fixture
+    def after(self, make: Make) -> Callable[..., nnUNetTrainerAutoSAM2]:
+        """A trainer that has trained these epochs."""
+
+        def build(*epochs: tuple[list[float], list[float]], **parameters: object) -> nnUNetTrainerAutoSAM2:
+            trainer = make(nnUNetTrainerAutoSAM2, num_epochs=3, **parameters)
+            trainer.initialize()
+            for epoch, (unet, fused) in enumerate(epochs):
+                half = np.array([unet, np.subtract(1, unet), np.subtract(1, unet)])
+                means = {"UNet": half, "SAM2": half, "SAM2's weight": np.full(3, 0.5)}
+                list(trainer._progress_of_fold().add(epoch, means, fused))
+            trainer.current_epoch = len(epochs)
+            return trainer
+
+        return build
+
+    def vetoed(self, trainer: nnUNetTrainerAutoSAM2) -> list[bool]:
+        weights = read_nnunet_checkpoint(Path(trainer.output_folder) / FINAL)["network_weights"]
+        return weights["fusion.seg_layers.vetoed"].tolist()
+
+    def test_the_final_checkpoint_has_it_and_the_log_says_so(self, after, capsys):
+        trainer = after(([0.5] * 3, [0.7, 0.6, 0.4]), ([0.9] * 3, [0.7, 0.6, 0.9]))
+        trainer.on_train_end()
+        log = capsys.readouterr().out
+        assert "whole tumor: UNet alone 0.5400, hybrid 0.7000." in log
+        assert "Closed gates: enhancing tumor, where the hybrid was below its UNet alone." in log
+        assert self.vetoed(trainer) == [False, False, True]
+
+    def test_an_option_leaves_it_out(self, after):
+        trainer = after(([0.5] * 3, [0.4] * 3), gate_veto=False)
+        trainer.on_train_end()
+        assert self.vetoed(trainer) == [False] * 3
+
+    def test_where_the_best_weights_become_the_final_ones_the_epochs_up_to_them_count(self, after, monkeypatch):
+        trainer = after(([0.5] * 3, [0.7, 0.4, 0.7]), ([0.5] * 3, [0.0, 1.0, 1.0]), ([0.5] * 3, [0.0, 1.0, 1.0]))
+        trainer.current_epoch = 0
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_best.pth"))
+        trainer.current_epoch = 2
+
+        def stop(_) -> None:
+            raise PatienceExhausted
+
+        monkeypatch.setattr(nnUNetTrainer, "run_training", stop)
+        trainer.run_training()
+        assert self.vetoed(trainer) == [False, True, False]
+
+    def test_a_finished_training_keeps_it_until_it_trains_on(self, after, make: Make, capsys):
+        trainer = after(([0.5] * 3, [0.4] * 3))
+        trainer.on_train_end()
+        resumed = make(nnUNetTrainerAutoSAM2, num_epochs=4)
+        resumed.load_checkpoint(str(Path(trainer.output_folder) / FINAL))
+        assert resumed.autosam2.fusion.vetoed.all()  # as `--val` takes it
+        resumed.on_train_end()
+        assert self.vetoed(resumed) == [True] * 3  # as `--c` does without an epoch to train
+        resumed.on_epoch_start()
+        assert not resumed.autosam2.fusion.vetoed.any()
+        assert (
+            "The gates that were closed at the end of this training are open as it goes on." in capsys.readouterr().out
+        )
+
+    def test_a_checkpoint_from_before_there_were_vetoes(self, after, make: Make):
+        trainer = after(([0.5] * 3, [0.6] * 3))
+        trainer.on_train_end()
+        path = Path(trainer.output_folder) / FINAL
+        content = torch.load(path, weights_only=False)
+        del content["network_weights"]["fusion.seg_layers.vetoed"]
+        del content["init_args"]["plans"]["configurations"]["tiny"]["autosam2"]["gate_veto"]
+        torch.save(content, path)
+        resumed = make(nnUNetTrainerAutoSAM2, num_epochs=3)
+        resumed.load_checkpoint(str(path))
+        assert not resumed.autosam2.fusion.vetoed.any()
+        assert resumed.config.gate_veto

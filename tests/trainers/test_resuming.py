@@ -25,6 +25,7 @@ OTHER: dict[str, Any] = {
     "fusion": "fixed",
     "bg_blend": 0.4,
     "tumor_blend": 0.4,
+    "gate_veto": False,
     "backbone": "plans",
     "sam2_model": "sam2.1-hiera-small",
     "sam2_checkpoint": "auto",
