@@ -154,7 +154,9 @@ class AutoSAM2Config(BaseModel, frozen=True):
     weight_decay: NotNegative = 1e-4
     """Weight decay of AdamW."""
     early_stopping_patience: Count = 10
-    """Epochs without a better EMA of the pseudo Dice, after which a training ends."""
+    """Epochs without a better EMA of the pseudo Dice, after which a training ends. They count once the learning rate
+    has fallen below a tenth of its peak, so at least 86 % of all epochs and these run: 867 of 1000, and all of 76 or
+    fewer."""
     bce_weight: NotNegative = 0.3
     """Weight of the binary cross-entropy in the loss."""
     dice_weight: NotNegative = 0.7

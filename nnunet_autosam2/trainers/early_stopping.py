@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+ANNEALED = 0.1
+"""Share of the peak learning rate below which patience counts, measured in docs/experiments.md"""
+
 
 def defined_ema(values: Sequence[float]) -> list[float]:
     """nnU-Net's exponential moving average of what is defined; NaN where a value is NaN.
@@ -25,15 +28,15 @@ def defined_ema(values: Sequence[float]) -> list[float]:
 class EarlyStopping:
     """Stops after `patience` epochs without a better EMA of the pseudo Dice.
 
-    Nothing is counted up to and including epoch `armed_from_epoch`, the end of the schedule's warm-up. There
-    is no state beside the history, so a resumed run carries on where it was.
+    Epochs before `counts_from_epoch` are not counted. There is no state beside the history, so a resumed run carries
+    on where it was.
     """
 
     patience: int
-    armed_from_epoch: int = 0
+    counts_from_epoch: int = 0
 
     def epochs_without_improvement(self, history: Sequence[float]) -> int:
-        """Epochs since the best value or since `armed_from_epoch`, whichever is later.
+        """Epochs after the best value, from `counts_from_epoch` on.
 
         Args:
             history: of `defined_ema`, one value an epoch. NaN, undefined, counts neither as progress nor against it.
@@ -43,7 +46,7 @@ class EarlyStopping:
             key=lambda epoch: history[epoch],  # the first of equal values, as only a better one is an improvement
             default=0,
         )
-        waited = history[max(best_epoch, self.armed_from_epoch) + 1 :]
+        waited = history[max(best_epoch + 1, self.counts_from_epoch) :]
         return sum(value == value for value in waited)
 
     def should_stop(self, history: Sequence[float]) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 
-from torch.optim import Optimizer
+import torch
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 WARMUP_FRACTION = 0.3
@@ -34,10 +34,20 @@ class IterationOneCycleLR(OneCycleLR):
             pct_start=WARMUP_FRACTION,
         )
 
-    @property
-    def warmup_epochs(self) -> int:
-        """Epochs after which the learning rate has been at its peak."""
-        return math.ceil(WARMUP_FRACTION * self.num_epochs)
+    def shares_of_peak(self) -> list[float]:
+        """Learning rate at the start of each epoch, as a share of the peak."""
+        optimizer = SGD([torch.zeros(1)], lr=1.0)
+        schedule = IterationOneCycleLR(optimizer, 1.0, self.num_epochs, self.iterations_per_epoch)
+        shares = []
+        for epoch in range(self.num_epochs):
+            schedule.step(epoch)
+            shares.append(optimizer.param_groups[0]["lr"])
+        return shares
+
+    def epochs_until_below(self, share: float) -> int:
+        """Epochs before the first one from which on all start at less than `share` of the peak learning rate."""
+        at_or_above = (epoch for epoch, of_peak in enumerate(self.shares_of_peak()) if of_peak >= share)
+        return max(at_or_above, default=-1) + 1
 
     def step(self, epoch: int | None = None) -> None:
         """One iteration ahead, or to the first iteration of `epoch`."""

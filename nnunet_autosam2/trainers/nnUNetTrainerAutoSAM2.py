@@ -31,7 +31,7 @@ from nnunet_autosam2.support.plans import read_plans
 from nnunet_autosam2.support.staging import remove_unfinished, replaced_file
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
 from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, confusion_counts
-from nnunet_autosam2.trainers.early_stopping import EarlyStopping, defined_ema
+from nnunet_autosam2.trainers.early_stopping import ANNEALED, EarlyStopping, defined_ema
 from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, SkippedSteps
 from nnunet_autosam2.trainers.gate_veto import GateVerdict, close_gates, open_gates
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
@@ -331,7 +331,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             averages[-1] = next((value for value in reversed(defined_ema(pseudo_dice)) if value == value), math.nan)
 
     def on_epoch_start(self) -> None:
-        early_stopping = EarlyStopping(self.config.early_stopping_patience, self.lr_scheduler.warmup_epochs)
+        annealed_from = self.lr_scheduler.epochs_until_below(ANNEALED)
+        early_stopping = EarlyStopping(self.config.early_stopping_patience, annealed_from)
         if early_stopping.should_stop(defined_ema(self.logger.get_value("mean_fg_dice", step=None))):
             raise PatienceExhausted
         if open_gates(self.autosam2):

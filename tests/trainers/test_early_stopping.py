@@ -9,18 +9,18 @@ from nnunet_autosam2.trainers.early_stopping import EarlyStopping, defined_ema
 NAN = math.nan
 
 
-def counted_one_by_one(history: list[float], armed_from_epoch: int) -> int:
+def counted_one_by_one(history: list[float], counts_from_epoch: int) -> int:
     best, waited = -math.inf, 0
     for epoch, value in enumerate(history):
         improved = value > best
         if improved:
             best = value
-        waited = 0 if improved or epoch <= armed_from_epoch else waited + (value == value)
+        waited = 0 if improved or epoch < counts_from_epoch else waited + (value == value)
     return waited
 
 
 @pytest.mark.parametrize(
-    ("history", "armed_from_epoch", "expected"),
+    ("history", "counts_from_epoch", "expected"),
     [
         ([], 0, 0),
         ([0.1], 0, 0),
@@ -28,7 +28,7 @@ def counted_one_by_one(history: list[float], armed_from_epoch: int) -> int:
         ([0.3, 0.2, 0.1], 0, 2),
         ([0.3, 0.3, 0.3], 0, 2),  # equal is not better
         ([0.3, 0.1, 0.31, 0.2], 0, 1),
-        ([0.3, 0.1, 0.1, 0.1, 0.1], 3, 1),  # the warm-up does not count
+        ([0.3, 0.1, 0.1, 0.1, 0.1], 4, 1),  # at a high learning rate nothing counts
         ([0.3, 0.1], 5, 0),
         ([0.1, NAN, NAN], 0, 0),  # undefined is no evidence
         ([NAN, NAN, NAN], 0, 0),
@@ -37,12 +37,12 @@ def counted_one_by_one(history: list[float], armed_from_epoch: int) -> int:
         ([0.0, 0.0], 0, 1),
     ],
 )
-def test_counts_since_best_epoch_or_warm_up(history, armed_from_epoch, expected):
-    assert EarlyStopping(10, armed_from_epoch).epochs_without_improvement(history) == expected
+def test_counts_after_the_best_epoch(history, counts_from_epoch, expected):
+    assert EarlyStopping(10, counts_from_epoch).epochs_without_improvement(history) == expected
 
 
 def test_stops_exactly_at_patience():
-    stopping = EarlyStopping(patience=10, armed_from_epoch=3)
+    stopping = EarlyStopping(patience=10, counts_from_epoch=4)
     history = [0.1, 0.5, 0.2, 0.2] + [0.4] * 20
     assert [stopping.should_stop(history[:epochs]) for epochs in (4, 13, 14, 24)] == [
         False,
@@ -62,10 +62,10 @@ def test_equals_counting_epoch_by_epoch_on_random_histories():
     rng = random.Random(0)
     for _ in range(500):
         history = [rng.choice([NAN, 0.0, 0.1, 0.2, rng.random()]) for _ in range(rng.randrange(30))]
-        armed_from_epoch = rng.randrange(12)
-        stopping = EarlyStopping(rng.randrange(1, 12), armed_from_epoch)
+        counts_from_epoch = rng.randrange(12)
+        stopping = EarlyStopping(rng.randrange(1, 12), counts_from_epoch)
         for epochs in range(len(history) + 1):
-            expected = counted_one_by_one(history[:epochs], armed_from_epoch)
+            expected = counted_one_by_one(history[:epochs], counts_from_epoch)
             assert stopping.epochs_without_improvement(history[:epochs]) == expected
             assert stopping.should_stop(history[:epochs]) == (expected >= stopping.patience)
 

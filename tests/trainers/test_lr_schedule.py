@@ -1,11 +1,11 @@
 import copy
-import inspect
 
 import pytest
 import torch
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
+from nnunet_autosam2.trainers.early_stopping import ANNEALED
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -89,17 +89,26 @@ def test_stays_at_the_end_after_the_last_iteration():
     assert state(optimizer) == last
 
 
-def test_shares_the_warm_up_with_torch():
-    default = inspect.signature(OneCycleLR).parameters["pct_start"].default
-    schedule = IterationOneCycleLR(adamw(), 1e-4, EPOCHS, ITERATIONS)
-    assert schedule.warmup_epochs == default * EPOCHS
+@pytest.mark.parametrize(("epochs", "iterations"), [(1, 1), (2, 5), (5, 16), (10, 4), (40, 1), (101, 7)])
+def test_shares_of_the_peak_are_torchs(epochs, iterations):
+    schedule = IterationOneCycleLR(adamw(2), [3e-4, 1e-4], epochs, iterations)
+    starts = oracle(3e-4, 1, epochs, iterations)[::iterations]
+    assert schedule.shares_of_peak() == pytest.approx([states[0][0] / 3e-4 for states in starts])
+    assert schedule.last_epoch == 0, "it has not moved itself"
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 4, 7, 10, 50, 101])
-def test_the_peak_is_in_the_last_epoch_of_the_warm_up(epochs):
-    learning_rates = [states[0][0] for states in oracle(1e-4, 1, epochs, 100)]
-    peak = learning_rates.index(max(learning_rates))
-    assert IterationOneCycleLR(adamw(), 1e-4, epochs, 100).warmup_epochs == peak // 100 + 1
+@pytest.mark.parametrize("share", [0.75, 0.25, ANNEALED])
+@pytest.mark.parametrize("epochs", [2, 5, 10, 50, 100])
+def test_patience_counts_from_the_last_time_that_the_rate_falls_below_a_share(epochs, share):
+    rates = [states[0][0] / 1e-4 for states in oracle(1e-4, 1, epochs, 20)]
+    annealed = IterationOneCycleLR(adamw(), 1e-4, epochs, 20).epochs_until_below(share)
+    assert max(rates[annealed * 20 :], default=0) < share
+    assert rates[(annealed - 1) * 20] >= share
+
+
+@pytest.mark.parametrize(("epochs", "annealed"), [(5, 5), (10, 9), (50, 43), (100, 86), (1000, 857)])
+def test_the_documented_numbers_of_epochs(epochs, annealed):
+    assert IterationOneCycleLR(adamw(), 1e-4, epochs, 250).epochs_until_below(ANNEALED) == annealed
 
 
 def test_momentum_cycles_as_in_torch_without_betas():
