@@ -253,9 +253,10 @@ class Experiment:
                 self._execute(f"configure_{name}", *command)
         images = self.output / "raw" / NAME / "imagesTr"
         cases = sorted(path.name.removesuffix("_0000.nii.gz") for path in images.glob("*_0000.nii.gz"))
-        parts = np.array_split(np.random.default_rng(0).permutation(cases), settings["num_folds"] or len(cases))
-        if not settings["num_folds"]:
-            parts = [[case] for case in cases]
+        parts = [[case] for case in cases]
+        if settings["num_folds"]:
+            shuffled = np.random.default_rng(0).permutation(cases)
+            parts = [part.tolist() for part in np.array_split(shuffled, settings["num_folds"])]
         splits = [{"train": [case for case in cases if case not in part], "val": sorted(part)} for part in parts]
         for fold, split in enumerate(splits):
             folder = self.output / "left_out" / str(fold)

@@ -76,4 +76,5 @@ class AtRandom(TrainingWindow):
 class nnUNetTrainerAutoSAM2_OnBaseline_Short_AtRandom(nnUNetTrainerAutoSAM2_OnBaseline_Short):
     def initialize(self) -> None:
         super().initialize()
+        assert self.autosam2.sam2_branch is not None
         self.autosam2.sam2_branch.training_window = AtRandom()

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_autosam2 import AutoSAM2
+from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss, sample_weight_of
 
 MODES = {
@@ -63,12 +64,21 @@ def starts(size: int, mode: str) -> torch.Tensor:
     return torch.arange(size) * (mode == "window")
 
 
-def with_windows(network: AutoSAM2, starts: torch.Tensor) -> AutoSAM2:
-    """Its samples' windows begin there among the selected slices: what is drawn differs from process to process."""
-    if network.sam2_branch is not None:
-        network.sam2_branch.training_window = lambda slices, count: (
-            slices if count is None else slices.gather(1, starts[:, None] + torch.arange(min(count, slices.shape[1])))
+class From(TrainingWindow):
+    """Windows that begin at `starts`, one a sample: what is drawn differs from process to process."""
+
+    def __init__(self, starts: torch.Tensor) -> None:
+        self.starts = starts
+
+    def __call__(self, slices: torch.Tensor, count: int | None) -> torch.Tensor:
+        return (
+            slices if count is None else slices.gather(1, self.starts[:, None] + torch.arange(count)[: slices.shape[1]])
         )
+
+
+def with_windows(network: AutoSAM2, starts: torch.Tensor) -> AutoSAM2:
+    if network.sam2_branch is not None:
+        network.sam2_branch.training_window = From(starts)
     return network
 
 

@@ -76,9 +76,14 @@ def passes(network: AutoSAM2, volume: Tensor, masks: VolumeMasks | None = None) 
 
 @pytest.mark.parametrize("allowed", [(0, 1, 2), (1, 2), (0,)])
 def test_a_mirror_image_is_recognised_by_one_comparison(make_network, monkeypatch, allowed):
-    compared: list[tuple] = []
+    compared: list[tuple[Tensor, ...]] = []
     equal = torch.equal
-    monkeypatch.setattr(torch, "equal", lambda *volumes: compared.append(volumes) or equal(*volumes))
+
+    def counted(*volumes: Tensor) -> bool:
+        compared.append(volumes)
+        return equal(*volumes)
+
+    monkeypatch.setattr(torch, "equal", counted)
     predictor = make_predictor(make_network())
     predictor.allowed_mirroring_axes = allowed
     predictor._internal_maybe_mirror_and_predict(make_volume())
