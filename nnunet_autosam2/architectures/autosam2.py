@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.fusion import FixedFusion, Fused, Fusion, GatedFusion, sam2_alone
+from nnunet_autosam2.architectures.fusion import Fused, sam2_alone
 from nnunet_autosam2.architectures.masks import SampleMasks, VolumeMasks, cropped
+from nnunet_autosam2.architectures.modes import changed_mode
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
-from nnunet_autosam2.architectures.planned_unet import PlannedUNet
+from nnunet_autosam2.architectures.parts import make_fusion, make_sam2_branch, make_unet
 from nnunet_autosam2.architectures.seg_layers import in_current_layout
-from nnunet_autosam2.architectures.unet import ResidualUNet3d, Size3d, UNetOutput
+from nnunet_autosam2.architectures.unet import Size3d, UNetOutput
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
-
-CHANGEABLE = (
-    "slice_fraction",
-    "enable_unet_decoder",
-    "enable_sam2",
-    "bg_blend",
-    "tumor_blend",
-    "num_positive_points",
-    "num_negative_points",
-    "box_prompt",
-    "mask_prompt",
-    "sam2_mirroring",
-    "training_slices",
-)
 
 
 class AutoSAM2(nn.Module):
@@ -72,27 +56,9 @@ class AutoSAM2(nn.Module):
         rgb = self.config.rgb_channels
         if rgb is not None and max(rgb) >= in_channels:
             raise ConfigurationError(f"rgb_channels = {list(rgb)} is not possible: there are {in_channels} channels.")
-        full_resolution = self.config.enable_unet_decoder
-        self.unet: ResidualUNet3d | PlannedUNet
-        if planned is None:
-            self.unet = ResidualUNet3d(in_channels, num_classes, strides, full_resolution)
-        else:
-            self.unet = PlannedUNet(planned, full_resolution)
-        self.sam2_branch: SAM2Branch | None = None
-        self.fusion: Fusion | None = None
-        if self.config.uses_sam2:
-            # Not before it is needed: where nobody has initialised Hydra yet, importing sam2 does.
-            from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
-
-            num_regions = num_classes if self.config.region_based else num_classes - 1
-            self.sam2_branch = SAM2Branch(in_channels, self.unet.middle_channels, num_regions, self.config)
-            if self.config.sam2_checkpoint != "random":
-                self.sam2_branch.sam2.withhold_weights()
-            if self.config.enable_unet_decoder:
-                closed = self.config.backbone_checkpoint is not None
-                self.fusion = GatedFusion(num_classes, closed) if self.config.fusion == "gated" else FixedFusion()
-        if self.config.freeze_backbone:
-            self.unet.requires_grad_(False)
+        self.unet = make_unet(self.config, num_classes, in_channels, strides, planned)
+        self.sam2_branch = make_sam2_branch(self.config, num_classes, in_channels, self.unet.middle_channels)
+        self.fusion = make_fusion(self.config, num_classes)
         self.state_was_loaded = False
         """True once `load_state_dict` has filled it"""
         self.set_deep_supervision(False)
@@ -206,8 +172,12 @@ class AutoSAM2(nn.Module):
         self.sam2_branch.load_weights(self.config)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Loads as any module does; the state of a hybrid fills a network without SAM2 too."""
         had_weights = self.sam2_has_weights
-        result = super().load_state_dict(in_current_layout(state_dict, self.state_dict()), *args, **kwargs)
+        state = in_current_layout(state_dict, self.state_dict())
+        if self.sam2_branch is None:
+            state = {name: value for name, value in state.items() if not name.startswith(("sam2_branch.", "fusion."))}
+        result = super().load_state_dict(state, *args, **kwargs)
         self.state_was_loaded = True
         if self.sam2_branch is not None:
             self.sam2_branch.awaits_weights = False
@@ -222,7 +192,7 @@ class AutoSAM2(nn.Module):
         return [(1, 1, 1)] if one else self.unet.strides
 
     def train(self, mode: bool = True) -> AutoSAM2:
-        """As of any module; a frozen backbone stays as in a prediction."""
+        """Switches as any module does, but for a frozen backbone, which stays as in a prediction."""
         super().train(mode)
         if self.config.freeze_backbone:
             self.unet.eval()
@@ -243,18 +213,6 @@ class AutoSAM2(nn.Module):
         Raises:
             ConfigurationError: for another key, or for a part that this network was built without.
         """
-        for key in changes:
-            if key not in CHANGEABLE:
-                raise ConfigurationError(
-                    f"{key} cannot be changed after construction. Possible: {', '.join(CHANGEABLE)}."
-                )
-        config = self.config.updated(changes)
-        if config.uses_sam2 and self.sam2_branch is None:
-            raise ConfigurationError(
-                "This network was built without SAM2. Build it with enable_sam2=True and a slice_fraction above 0."
-            )
-        if config.enable_unet_decoder and not self.unet.full_resolution:
-            raise ConfigurationError(
-                "This network was built without the UNet's decoder. Build it with enable_unet_decoder=True."
-            )
-        self.config = config
+        self.config = changed_mode(
+            self.config, changes, has_sam2=self.sam2_branch is not None, has_decoder=self.unet.full_resolution
+        )

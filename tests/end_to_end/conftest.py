@@ -21,7 +21,7 @@ from tests.end_to_end.fork_server import ForkServer
 DATASET = "Dataset900_Phantom"
 TINY = [
     "--patch-size", "24", "32", "32", "--batch-size", "2",
-    "sam2_image_size=64", "slice_fraction=0.15", "num_iterations_per_epoch=3", "num_val_iterations_per_epoch=1",
+    "sam2_image_size=64", "slice_fraction=0.15", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1",
     "initial_lr=1e-3",
 ]  # fmt: skip
 
@@ -78,6 +78,13 @@ class Workspace:
         assert code == expected, f"{' '.join(map(str, command))}\n{output[-5000:]}"
         return output
 
+    def run_code(self, code: str) -> str:
+        """Standard output and error of a script."""
+        with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+            script.write(code)
+            script.flush()
+            return self.run(script.name)
+
     def probabilities(self, model: Path, images: Path, output: Path) -> dict[str, np.ndarray]:
         """Of each case, as the model of a results folder predicts them without mirroring."""
         self.run(
@@ -103,7 +110,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     workspace.run(Path(__file__).with_name("write_fingerprint.py"), "900")
     workspace.run(*plan)
     workspace.environment["AUTOSAM2_SAM2_WEIGHTS"] = str(write_sam2_checkpoint(workspace.root / "sam2_weights.pt"))
-    workspace.run("autosam2", "configure", "900", "--name", "tiny", *TINY, "num_epochs=3")
+    workspace.run("autosam2", "configure", "900", "--name", "tiny", *TINY, "num_epochs=2")
     yield workspace
     workspace.fork_server.close()
 
@@ -124,7 +131,7 @@ def loading(extended: Workspace) -> Workspace:
 @pytest.fixture(scope="session")
 def trained(planned: Workspace) -> Path:
     """Results folder of the hybrid, fold 0, trained to the end."""
-    planned.run("nnUNetv2_train", "900", "tiny", "0", "-tr", "nnUNetTrainerAutoSAM2", "-device", "cpu", afresh=True)
+    planned.run("nnUNetv2_train", "900", "tiny", "0", "-tr", "nnUNetTrainerAutoSAM2", "-device", "cpu")
     return planned.results("nnUNetTrainerAutoSAM2", "tiny")
 
 

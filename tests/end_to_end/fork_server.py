@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import shutil
@@ -100,6 +101,7 @@ def _become(command: list[str], folder: str, variables: dict[str, str], output: 
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())
     os.close(output)
+    multiprocessing.cpu_count = lambda: 1  # by which nnU-Net chooses torch's threads: the unit tests run beside it
     np.random.seed()  # seeded when it was imported, as every fork would be
     sys.argv[:] = [shutil.which(command[0]) or command[0], *command[1:]]
     _fork_what_is_spawned()

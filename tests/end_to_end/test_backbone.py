@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -14,10 +16,8 @@ import torch
 pytestmark = pytest.mark.end_to_end
 CPU = ("-device", "cpu")
 SMALL = ("--patch-size", "24", "32", "32", "--batch-size", "2", "--base-features", "8", "--max-features", "32")
-STANDING_STILL = (
-    "sam2_image_size=64", "num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1",
-    "initial_lr=1e-300",
-)  # fmt: skip
+SHORT = ("sam2_image_size=64", "num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1")
+STANDING_STILL = "initial_lr=1e-300"
 """So low a learning rate changes no number in float32: what is saved is step 0."""
 TRAINERS = Path(__file__).parents[2] / "experiments" / "trainers"
 PLANS = {"PlainConvUNet": "nnUNetPlans", "ResEnc M": "nnUNetResEncUNetMPlans", "ResEnc L": "nnUNetResEncUNetLPlans"}
@@ -32,7 +32,7 @@ def small(planned) -> Callable[[str], str]:
         plans = PLANS[kind]
         if "ResEnc" in kind:
             planned.run("nnUNetv2_plan_experiment", "-d", "900", "-pl", f"nnUNetPlannerResEnc{kind[-1]}")
-        planned.run("autosam2", "configure", "900", "--name", "small", "-p", plans, *SMALL, *STANDING_STILL)
+        planned.run("autosam2", "configure", "900", "--name", "small", "-p", plans, *SMALL, *SHORT, STANDING_STILL)
         return plans
 
     return plan
@@ -76,6 +76,50 @@ def test_a_hybrid_starts_as_the_trained_nnunet(
     assert {"autosam2_progress.csv", "autosam2_progress.png"} <= {path.name for path in (hybrid / "fold_0").iterdir()}
     assert "Pseudo dice of UNet alone" in output
     assert "SAM2's weight [0.0, 0.0, 0.0]" in output
+
+
+@pytest.mark.parametrize(
+    ("kind", "fold"),
+    [("PlainConvUNet", "0"), *(pytest.param("ResEnc M", fold, marks=pytest.mark.slow) for fold in ("0", "all"))],
+)
+def test_an_upgrade_leaves_the_trained_nnunet_as_it_is(
+    planned, with_short, baseline, images: Path, tmp_path: Path, kind: str, fold: str
+) -> None:
+    """From a checkpoint in another results folder; without SAM2 it predicts what nnU-Net's own command does."""
+    start, trainer = baseline(kind), "nnUNetTrainerAutoSAM2_OnBaseline"
+    elsewhere = tmp_path / "elsewhere.pth"
+    shutil.copy(start / "fold_0" / "checkpoint_final.pth", elsewhere)
+    name = f"upgrade_{fold}"
+    planned.run(
+        "autosam2", "configure", "900", "--base", "small", "--name", name, "-p", PLANS[kind], *SHORT,
+        "initial_lr=0.01", "backbone=plans", f"backbone_checkpoint={elsewhere}",
+    )  # fmt: skip
+    output = planned.run("nnUNetv2_train", "900", name, fold, "-tr", trainer, "-p", PLANS[kind], *CPU)
+    assert f"The backbone starts from {elsewhere}" in output
+    upgraded = start.with_name(f"{trainer}__{PLANS[kind]}__{name}")
+    before = torch.load(elsewhere, weights_only=False)["network_weights"]
+    trained = torch.load(upgraded / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False)
+    after = trained["network_weights"]
+    assert all(torch.equal(after[f"unet.network.{name}"], tensor) for name, tensor in before.items())
+    assert after["fusion.seg_layers.bias"].any()
+    states = trained["optimizer_state"]["state"].values()
+    assert states
+    assert all(state["exp_avg"].ndim < 5 for state in states), "all of the backbone's weights have five"
+
+    plans = json.loads((upgraded / "plans.json").read_text())
+    plans["configurations"][name]["autosam2"]["enable_sam2"] = False
+    (upgraded / "plans.json").write_text(json.dumps(plans))
+    predicted = []
+    for workspace, model, of in ((with_short, start, "0"), (planned, upgraded, fold)):
+        folder = tmp_path / model.name
+        workspace.run(
+            "nnUNetv2_predict_from_modelfolder", "-i", images, "-o", folder, "-m", model, "-f", of, *CPU,
+            "--save_probabilities", "-npp", "1", "-nps", "1",
+        )  # fmt: skip
+        predicted.append({path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))})
+        predicted[-1] |= {path.name: np.load(path)["probabilities"].tobytes() for path in sorted(folder.glob("*.npz"))}
+    assert len(predicted[0]) == 4
+    assert predicted[0] == predicted[1]
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ WHOLE = Benchmark("whole", TRAINERS, ("0", "1"))
 def finished(request, extended) -> Benchmark:
     """A benchmark whose processes were all killed during its second training."""
     benchmark: Benchmark = request.param
-    extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", benchmark.name, "num_epochs=2")
+    short = "num_iterations_per_epoch=1"
+    extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", benchmark.name, short)
     output, trainer = benchmark.output(extended), benchmark.trainers[0]
     first = extended.start(*benchmark.command(output))
     second_log = output / "logs" / f"{TRAINERS[1]}__nnUNetPlans__{benchmark.name}__fold_0.txt"

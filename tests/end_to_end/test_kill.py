@@ -17,7 +17,7 @@ from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint
 
 pytestmark = pytest.mark.end_to_end
 TRAINER = "nnUNetTrainerAutoSAM2_SavesEveryEpoch"
-ITERATIONS = 3
+ITERATIONS = 2
 LONGEST = 25.0
 """Seconds from a start to the latest kill: importing, loading, and some epochs"""
 

@@ -33,9 +33,9 @@ def test_folds_of_the_conversion_are_those_of_the_training(planned) -> None:
     said = planned.run("autosam2", "convert-brats", source, *options)
     raw = planned.root / "raw" / "Dataset905_Patients" / "splits_final.json"
     assert f"Folds by patient, for 5 patients with 10 training cases: 5, in {raw}." in said
-    planned.run("nnUNetv2_plan_and_preprocess", "-d", "905", "-c", "3d_fullres", "-np", "1", "-npfp", "1", afresh=True)
+    planned.run("nnUNetv2_plan_and_preprocess", "-d", "905", "-c", "3d_fullres", "-np", "1", "-npfp", "1")
     splits = json.loads(raw.read_text())
     assert json.loads((planned.root / "preprocessed" / "Dataset905_Patients" / raw.name).read_text()) == splits
-    train, val = json.loads(planned.run("python", "-c", ASK_TRAINER).splitlines()[-1])
+    train, val = json.loads(planned.run_code(ASK_TRAINER).splitlines()[-1])
     assert {"train": train, "val": val} == splits[2]
     assert [case[:15] for case in val] == [val[0][:15]] * 2

@@ -13,10 +13,10 @@ pytestmark = pytest.mark.end_to_end
 ONE_PROCESS = ("-device", "cpu", "-npp", "1", "-nps", "1")
 
 
-def predict(workspace, images: Path, output: Path, *options: str, afresh: bool = False) -> None:
+def predict(workspace, images: Path, output: Path, *options: str) -> None:
     workspace.run(
         "nnUNetv2_predict", "-d", "900", "-c", "tiny", "-tr", "nnUNetTrainerAutoSAM2", "-f", "0",
-        "-i", images, "-o", output, *ONE_PROCESS, *options, afresh=afresh,
+        "-i", images, "-o", output, *ONE_PROCESS, *options,
     )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def segmentations(folder: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def prediction(planned, trained: Path, images: Path) -> Path:
     folder = planned.root / "prediction"
-    predict(planned, images, folder, "--save_probabilities", afresh=True)
+    predict(planned, images, folder, "--save_probabilities")
     return folder
 
 
@@ -79,7 +79,7 @@ def test_exported_model_predicts_elsewhere_without_weights_of_sam2(
     elsewhere = type(planned)(tmp_path / "elsewhere")
     elsewhere.root.mkdir()
     elsewhere.run("nnUNetv2_install_pretrained_model_from_zip", archive)
-    predict(elsewhere, images, elsewhere.root / "prediction")
+    predict(elsewhere, images, elsewhere.root / "prediction", "-npp", "0", "-nps", "0")
     here, there = segmentations(prediction), segmentations(elsewhere.root / "prediction")
     assert list(there) == list(here)
     for name in here:

@@ -20,6 +20,6 @@ class nnUNetTrainerAutoSAM2_SometimesNaN(nnUNetTrainerAutoSAM2):
         return self.step % self.num_iterations_per_epoch == 1
 
 
-class nnUNetTrainerAutoSAM2_NaNFromThirdEpoch(nnUNetTrainerAutoSAM2_SometimesNaN):
+class nnUNetTrainerAutoSAM2_NaNFromSecondEpoch(nnUNetTrainerAutoSAM2_SometimesNaN):
     def is_poisoned(self) -> bool:
-        return self.current_epoch >= 2
+        return self.current_epoch >= 1

@@ -1,0 +1,58 @@
+"""The three parts of the network, as the configuration describes them: UNet, SAM2 and fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from nnunet_autosam2.architectures.fusion import FixedFusion, Fusion, GatedFusion
+from nnunet_autosam2.architectures.planned_unet import PlannedUNet
+from nnunet_autosam2.architectures.unet import ResidualUNet3d
+from nnunet_autosam2.config import AutoSAM2Config
+
+if TYPE_CHECKING:
+    from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
+
+
+def make_unet(
+    config: AutoSAM2Config,
+    num_classes: int,
+    in_channels: int,
+    strides: Sequence[Sequence[int]],
+    planned: nn.Module | None,
+) -> ResidualUNet3d | PlannedUNet:
+    """AutoSAM2's own UNet, or the network that nnU-Net planned; frozen where the configuration says so."""
+    unet: ResidualUNet3d | PlannedUNet
+    if planned is None:
+        unet = ResidualUNet3d(in_channels, num_classes, strides, config.enable_unet_decoder)
+    else:
+        unet = PlannedUNet(planned, config.enable_unet_decoder)
+    if config.freeze_backbone:
+        unet.requires_grad_(False)
+    return unet
+
+
+def make_sam2_branch(
+    config: AutoSAM2Config, num_classes: int, in_channels: int, middle_channels: int
+) -> SAM2Branch | None:
+    """SAM2's half, without weights unless they are random on purpose; None where the configuration leaves it out."""
+    if not config.uses_sam2:
+        return None
+    # Not before it is needed: where nobody has initialised Hydra yet, importing sam2 does.
+    from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
+
+    num_regions = num_classes if config.region_based else num_classes - 1
+    branch = SAM2Branch(in_channels, middle_channels, num_regions, config)
+    if config.sam2_checkpoint != "random":
+        branch.sam2.withhold_weights()
+    return branch
+
+
+def make_fusion(config: AutoSAM2Config, num_classes: int) -> Fusion | None:
+    """A fusion where there are two halves to fuse; its gate starts closed on a trained network."""
+    if not (config.uses_sam2 and config.enable_unet_decoder):
+        return None
+    closed = config.backbone_checkpoint is not None
+    return GatedFusion(num_classes, closed) if config.fusion == "gated" else FixedFusion()

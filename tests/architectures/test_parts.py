@@ -1,0 +1,65 @@
+from typing import Any
+
+import pytest
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import nn
+
+from nnunet_autosam2.architectures.fusion import FixedFusion, GatedFusion
+from nnunet_autosam2.architectures.parts import make_fusion, make_sam2_branch, make_unet
+from nnunet_autosam2.architectures.planned_unet import PlannedUNet
+from nnunet_autosam2.architectures.unet import ResidualUNet3d
+from nnunet_autosam2.config import AutoSAM2Config
+
+STRIDES = ((2, 2, 2),) * 4
+TRAINED = {"backbone": "plans", "backbone_checkpoint": "auto"}
+
+
+def config(**parameters: Any) -> AutoSAM2Config:
+    return AutoSAM2Config(sam2_image_size=64, sam2_checkpoint="random", **parameters)
+
+
+def planned() -> PlainConvUNet:
+    sizes = {"features_per_stage": [4, 4, 4], "strides": [1, 2, 2], "kernel_sizes": 3}
+    return PlainConvUNet(
+        2, 3, conv_op=nn.Conv3d, num_classes=3, n_conv_per_stage=1, n_conv_per_stage_decoder=1, **sizes
+    )
+
+
+def test_the_backbone_is_the_planned_network_where_there_is_one():
+    assert isinstance(make_unet(config(), 3, 2, STRIDES, None), ResidualUNet3d)
+    assert isinstance(make_unet(config(backbone="plans"), 3, 2, STRIDES, planned()), PlannedUNet)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_of_a_frozen_one_nothing_trains(frozen: bool):
+    unet = make_unet(config(**TRAINED, freeze_backbone=frozen), 3, 2, STRIDES, planned())
+    assert {parameter.requires_grad for parameter in unet.parameters()} == {not frozen}
+
+
+@pytest.mark.parametrize("off", [{"enable_sam2": False}, {"slice_fraction": 0}])
+def test_without_sam2_there_is_neither_branch_nor_fusion(off: dict):
+    assert make_sam2_branch(config(**off), 3, 2, 16) is None
+    assert make_fusion(config(**off), 3) is None
+
+
+@pytest.mark.parametrize(("region_based", "regions"), [(True, 3), (False, 2)])
+def test_sam2_has_a_mask_for_each_region_or_foreground_class(region_based: bool, regions: int):
+    branch = make_sam2_branch(config(region_based=region_based), 3, 2, 16)
+    assert branch is not None
+    assert regions in {size for parameter in branch.bridge.parameters() for size in parameter.shape}
+    assert branch.sam2.has_weights
+
+
+def test_weights_that_are_not_random_on_purpose_are_withheld():
+    branch = make_sam2_branch(config().updated({"sam2_checkpoint": "auto"}), 3, 2, 16)
+    assert branch is not None
+    assert not branch.sam2.has_weights
+
+
+def test_fusions():
+    assert isinstance(make_fusion(config(fusion="fixed"), 3), FixedFusion)
+    assert make_fusion(config(enable_unet_decoder=False), 3) is None
+    for trained in ({}, TRAINED):
+        gated = make_fusion(config(**trained), 3)
+        assert isinstance(gated, GatedFusion)
+        assert gated.closed == bool(trained)
