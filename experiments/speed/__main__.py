@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments.speed.competitors import BACKBONES, LOOP, NNUNET, competitors, title
 from experiments.speed.measure import FORWARD, STEP, Bench, Measured, interleaved, memory_of_runs, seconds_by_depth
-from experiments.speed.setting import Setting
+from experiments.speed.setting import COMPILED, Setting
 
 MEMORY = "memory"
 
@@ -42,7 +42,13 @@ MEMORY = "memory"
 @click.option("--sam2-image-size", default=512, show_default=True, help="Pixels.")
 @click.option("--sam2-precision", default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--compiled", is_flag=True, help="As the trainers do it on a GPU.")
+@click.option(
+    "--compiled",
+    type=click.Choice(list(COMPILED)),
+    default="no",
+    show_default=True,
+    help="; ".join(f"{way}: {what}" for way, what in COMPILED.items()) + ".",
+)
 @click.option("--gpu-memory", type=float, help="GiB that the networks may take where peak memory is measured.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--network", "only", multiple=True, metavar="NAME", help="May be repeated. Default: all.")
@@ -104,13 +110,14 @@ def markdown(
         rate = max(each.operations / min(each.seconds) for each in networks.values())
         reference = median(networks[NNUNET].seconds) if NNUNET in networks else float("nan")
         yield f"\n### {work.capitalize()}\n\nBest rate: {rate / 1e9:.0f} GFLOP/s.\n"
-        yield f"| network | seconds (least to most) | of {NNUNET} | TFLOP | floor (s) |"
-        yield "| --- | --- | --- | --- | --- |"
+        yield f"| network | seconds (least to most) | of {NNUNET} | TFLOP | floor (s) | launches | compiling (s) |"
+        yield "| --- | --- | --- | --- | --- | --- | --- |"
         for name, each in networks.items():
             middle = median(each.seconds)
             yield (
                 f"| {name} | {middle:.3g} ({min(each.seconds):.3g} to {max(each.seconds):.3g}) "
-                f"| {middle / reference:.2f} | {each.operations / 1e12:.3f} | {each.operations / rate:.3g} |"
+                f"| {middle / reference:.2f} | {each.operations / 1e12:.3f} | {each.operations / rate:.3g} "
+                f"| {each.launches or ''} | {format(each.compiling, '.0f') if each.compiling else ''} |"
             )
         for backbone in BACKBONES:
             there = {fraction: networks.get(title(backbone, fraction)) for fraction in fractions}

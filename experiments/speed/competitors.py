@@ -29,7 +29,7 @@ FROZEN = {"backbone": "plans", "backbone_checkpoint": "auto", "freeze_backbone":
 class Competitor(Protocol):
     def forward(self, volume: Tensor) -> Any: ...
 
-    def compile(self) -> None: ...
+    def compile(self, way: str) -> None: ...
 
 
 class Trained:
@@ -64,9 +64,16 @@ class Trained:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def compile(self) -> None:
-        self.network.compile()
-        self.compiled_loss.compile()
+    def compile(self, way: str) -> None:
+        """In a way of COMPILED."""
+        options = {"mode": "reduce-overhead"} if way == "graphs" else {}
+        self.network.compile(**options)
+        self.compiled_loss.compile(**options)
+        if way == "regions" and isinstance(self.network, AutoSAM2) and self.network.sam2_branch is not None:
+            encoder = self.network.sam2_branch.sam2.image_encoder
+            encoder._compiled_call_impl = None
+            for block in encoder.trunk.blocks:
+                block.compile()
 
     def _train(self, trains: bool) -> None:
         self.network.train(trains)

@@ -17,6 +17,7 @@ from experiments.speed.competitors import Competitor, Trained
 from experiments.speed.setting import Setting
 from nnunet_autosam2.benchmark.measured import peak_memory
 
+torch._dynamo.config.recompile_limit = 64  # networks of one kind share the code that is compiled
 FORWARD, STEP = "forward", "training step"
 
 
@@ -47,6 +48,15 @@ class Bench:
             self.run(competitor, work)
         return counter.get_total_flops()
 
+    def launches(self, competitor: Competitor, work: str) -> int:
+        """Kernels and graphs that the host launches in a run on a GPU."""
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            self.run(competitor, work)
+            self._wait()
+        names = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+        return sum(event.count for event in profile.key_averages() if event.key.startswith(names))
+
     def _wait(self) -> None:
         if self.setting.on_gpu:
             torch.cuda.synchronize()
@@ -58,18 +68,27 @@ class Measured:
     def __init__(self, operations: int) -> None:
         self.operations = operations
         self.seconds: list[float] = []
+        self.compiling = 0.0
+        """Seconds of the first run after `compile`"""
+        self.launches = 0
+        """Of kernels and graphs, on a GPU"""
 
 
 def interleaved(bench: Bench, competitors: Mapping[str, Competitor], work: str, rounds: int) -> dict[str, Measured]:
-    """Each competitor once a round, after a warm-up: the run that is counted, and another one if it is compiled."""
+    """Each competitor once a round, after a warm-up: the run that is counted, and three more if it is compiled."""
     measured = {
         name: Measured(bench.operations(competitor, work))
         for name, competitor in tqdm(competitors.items(), desc=f"{work}: counting")
     }
-    if bench.setting.compiled:
-        for competitor in tqdm(competitors.values(), desc=f"{work}: compiling"):
-            competitor.compile()
-            bench.run(competitor, work)
+    if bench.setting.compiled != "no":
+        for name, competitor in tqdm(competitors.items(), desc=f"{work}: compiling"):
+            competitor.compile(bench.setting.compiled)
+            measured[name].compiling = bench.seconds(competitor, work)
+            for _ in range(2):  # CUDA graphs are recorded in the second run
+                bench.run(competitor, work)
+    if bench.setting.on_gpu:
+        for name, competitor in competitors.items():
+            measured[name].launches = bench.launches(competitor, work)
     for _ in tqdm(range(rounds), desc=f"{work}: rounds"):
         for name, competitor in competitors.items():
             measured[name].seconds.append(bench.seconds(competitor, work))
@@ -107,8 +126,8 @@ def _peak(setting: Setting, make: Callable[[], Competitor], work: str) -> int:
         whole = torch.cuda.get_device_properties(setting.device).total_memory
         torch.cuda.set_per_process_memory_fraction(setting.gpu_memory * 2**30 / whole)
     bench, competitor = Bench(setting), make()
-    if setting.compiled:
-        competitor.compile()
+    if setting.compiled != "no":
+        competitor.compile(setting.compiled)
     bench.run(competitor, work)
     if setting.on_gpu:
         torch.cuda.reset_peak_memory_stats()

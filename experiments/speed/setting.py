@@ -16,6 +16,12 @@ from nnunet_autosam2.cli.configure import refit_architecture
 from nnunet_autosam2.dataset_conversion.regions import REGIONS
 
 NUM_REGIONS = len(REGIONS)
+COMPILED = {
+    "no": "nothing",
+    "parts": "UNet, image encoder, mask decoder, fusion and loss, as the trainers do it on a GPU",
+    "regions": "the same, but each block of the image encoder by itself: they are alike",
+    "graphs": "parts, and their launches captured in CUDA graphs (mode=reduce-overhead)",
+}
 BRATS = {
     "spacing": [1.0, 1.0, 1.0],
     "architecture": {
@@ -52,8 +58,8 @@ class Setting(NamedTuple):
     sam2_image_size: int
     sam2_precision: str
     device: str
-    compiled: bool
-    """Compile as the trainers do it on a GPU"""
+    compiled: str
+    """A way of COMPILED"""
     gpu_memory: float | None
     """GiB that the peak of memory may reach; None: what the GPU has"""
 

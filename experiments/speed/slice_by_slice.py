@@ -45,7 +45,7 @@ class SliceBySlice:
                     fused[sample, region, z] = 0.5 * fused[sample, region, z] + 0.5 / (1 + np.exp(-mask))
         return fused
 
-    def compile(self) -> None:
+    def compile(self, way: str) -> None:
         """Nothing: NumPy lies between its calls."""
 
     def _masks(self, image: Tensor, probabilities: Tensor) -> list[np.ndarray]:
