@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_autosam2.errors import DatasetError, listed
-from nnunet_autosam2.support.plans import read_json
+from nnunet_autosam2.support.json_files import read_json
 
 Splits = list[dict[str, list[str]]]
 """Folds as nnU-Net has them: `[fold]["train" or "val"]` → cases"""
@@ -51,6 +50,8 @@ def split_by_patient(cases: Iterable[str]) -> Splits:
     patients = by_patient(cases)
     if len(patients) < 2:
         return []
+    from nnunetv2.utilities.crossval_split import generate_crossval_split  # with scikit-learn, which takes a second
+
     folds = generate_crossval_split(list(patients), seed=SEED, n_splits=min(FOLDS, len(patients)))
     return [
         {side: [case for name in names for case in patients[str(name)]] for side, names in fold.items()}

@@ -12,7 +12,6 @@ from typing import Any
 import click
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.architectures.sam2.weights import expanded
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config, parse_assignments
@@ -70,6 +69,8 @@ def command(
     Parameters of AutoSAM2, listed below, are given as KEY=VALUE. The options change what nnU-Net planned: a smaller
     patch and fewer features for a smaller machine.
     """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # with torch, which takes seconds
+
     for option, value in (
         ("--batch-size", batch_size),
         ("--base-features", base_features),

@@ -71,20 +71,23 @@ def verify(file: Path | None, model: str | None) -> None:
         )
     from nnunet_autosam2.architectures.sam2.model import SAM2
 
-    image_size = AutoSAM2Config().sam2_image_size
-    sam2 = SAM2.build(model, image_size)
-    weights.load_into(sam2, state, file)
-    memory = "SAM2's memory for videos is not in it, which propagation=memory needs."
-    if any(_is_memory(name) for name in state):
-        whole = SAM2.build(model, image_size, memory=True)
-        try:
-            weights.load_into(whole, state, file)
-        except WeightsError as error:
-            memory = f"It serves propagation=linear, and not memory: {error}"
-        else:
-            added = _parameters(whole) - _parameters(sam2)
-            memory = f"{added:,} of them are SAM2's memory for videos, which only propagation=memory uses."
-            sam2 = whole
+    image_size, problem = AutoSAM2Config().sam2_image_size, None
+    with_memory = any(_is_memory(name) for name in state)
+    sam2 = SAM2.build(model, image_size, memory=with_memory)
+    try:
+        weights.load_into(sam2, state, file)
+    except WeightsError as error:
+        if not with_memory:
+            raise
+        problem, sam2 = error, SAM2.build(model, image_size)
+        weights.load_into(sam2, state, file)
+    if problem:
+        memory = f"It serves propagation=linear, and not memory: {problem}"
+    elif with_memory:
+        only = sum(parameter.numel() for name, parameter in sam2.named_parameters() if _is_memory(name))
+        memory = f"{only:,} of them are SAM2's memory for videos, which only propagation=memory uses."
+    else:
+        memory = "SAM2's memory for videos is not in it, which propagation=memory needs."
     click.echo(f"{file} fits {model}: {len(state)} tensors, {_parameters(sam2):,} parameters.")
     if remark:
         click.echo(f"It is not quite in SAM2's layout: {remark}.")

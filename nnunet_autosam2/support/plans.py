@@ -8,7 +8,6 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 from nnunet_autosam2.support.json_files import checked, read_json, shown
@@ -66,6 +65,8 @@ def require_configuration(name: str, plans: Mapping[str, Any], source: object) -
         ConfigurationError: the plans have no configuration of this name.
         DatasetError: an entry is missing, has another type, or names code that is not nnU-Net's own.
     """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # with torch, which takes seconds
+
     checked(plans, Plans, source)
     if name not in plans["configurations"]:
         there = listed([shown(other) for other in plans["configurations"]])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+import huggingface_hub
 
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
@@ -115,7 +115,7 @@ def find_file(config: AutoSAM2Config) -> tuple[Path, str]:
 
 def cached(model: str) -> Path | None:
     """The official file in the model hub's local cache, whatever configuration and environment say."""
-    path = try_to_load_from_cache(*hub_file(model))
+    path = huggingface_hub.try_to_load_from_cache(*hub_file(model))
     return Path(path) if isinstance(path, str) else None
 
 
@@ -126,7 +126,8 @@ def require_reachable(config: AutoSAM2Config) -> None:
         WeightsError: no answer within seconds. (`hf_hub_download` alone would try again for half a minute.)
     """
     try:
-        get_hf_file_metadata(hf_hub_url(*hub_file(config.sam2_model)), timeout=HUB_TIMEOUT)
+        url = huggingface_hub.hf_hub_url(*hub_file(config.sam2_model))
+        huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
     except Exception as error:  # the hub's HTTP client, and with it the exceptions, differ between versions
         raise _cannot_download(config, error) from error
 
@@ -157,7 +158,7 @@ def download(config: AutoSAM2Config) -> Path:
     require_reachable(config)
     for _ in range(HUB_TRIES):
         try:
-            return Path(hf_hub_download(*hub_file(config.sam2_model), etag_timeout=HUB_TIMEOUT))
+            return Path(huggingface_hub.hf_hub_download(*hub_file(config.sam2_model), etag_timeout=HUB_TIMEOUT))
         except Exception as error:
             failure = error
     raise _cannot_download(config, failure) from failure
@@ -251,7 +252,7 @@ def hub_file(model: str) -> tuple[str, str]:
 
 
 def _cannot_download(config: AutoSAM2Config, error: Exception) -> WeightsError:
-    url = hf_hub_url(*hub_file(config.sam2_model))
+    url = huggingface_hub.hf_hub_url(*hub_file(config.sam2_model))
     reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]).rstrip(".")
     return WeightsError(f"{url} cannot be downloaded ({reason}). {_remedies(config)}")
 
