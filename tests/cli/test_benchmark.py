@@ -2,8 +2,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -17,6 +15,7 @@ from nnunet_autosam2.cli.benchmark import ManyValues
 from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.dataset_conversion.brats import convert_brats
 from nnunet_autosam2.dataset_conversion.phantom import write_phantom
+from tests.fork_server import run
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainer_5epochs")
 CASES = tuple(f"case_{number}" for number in range(6))
@@ -197,15 +196,13 @@ class Finished:
             return
         nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1.0, 1.0, 2.5, 1.0])), file)
 
-    def benchmark(self, *options: str, code: int = 0) -> str:
+    def benchmark(self, *options: str, code: int = 0, afresh: bool = False) -> str:
         """Both outputs of the command, which trains nothing unless options say so."""
-        script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-        assert script is not None, "autosam2 is not installed"
         folders = {f"nnUNet_{name}": str(self.root / name) for name in ("raw", "preprocessed", "results")}
         selection = ["-d", "9", "--trainers", *TRAINERS, "--device", "cpu", "--viewer-cases", "0"]
-        done = subprocess.run(
-            [script, "benchmark", *selection, "-o", str(self.root / "out"), *options],
-            env={**os.environ, **folders}, capture_output=True, text=True, timeout=300,
+        done = run(
+            "autosam2", "benchmark", *selection, "-o", self.root / "out", *options,
+            variables={**os.environ, **folders}, timeout=300, afresh=afresh,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
@@ -214,7 +211,7 @@ class Finished:
 
 def test_labels_and_regions_of_any_dataset(tmp_path: Path, plans: dict):
     finished = Finished(tmp_path, LABELS, plans)
-    said = finished.benchmark("--folds", "0", "1", "--evaluate-only", "--num-processes", "1")
+    said = finished.benchmark("--folds", "0", "1", "--evaluate-only", "--num-processes", "1", afresh=True)
     assert "kidney" in said
     assert "lesion" not in said
     with (tmp_path / "out" / "scores.csv").open() as file:

@@ -2,8 +2,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
@@ -17,16 +15,18 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_autosam2.cli.configure import refit_architecture
 from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.config import AutoSAM2Config
+from tests.fork_server import run
 
 DATASET = "Dataset007_Tiny"
 SHAPE = (64, 80, 72)
-COMMAND_LINE = "from nnunet_autosam2.cli.main import main; main()"
 PLAIN, RESENC = "nnUNetPlans", "nnUNetResEncUNetMPlans"
 PLANNING = """
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
-extract_fingerprints([7], num_processes=1)
-plan_experiments([7])
-plan_experiments([7], experiment_planner_class_name="nnUNetPlannerResEncM")
+
+if __name__ == "__main__":  # nnU-Net's workers import this
+    extract_fingerprints([7], num_processes=1)
+    plan_experiments([7])
+    plan_experiments([7], experiment_planner_class_name="nnUNetPlannerResEncM")
 """
 
 
@@ -52,10 +52,9 @@ def planned(tmp_path_factory) -> Path:
     }
     (raw / "dataset.json").write_text(json.dumps(description))
     folders = {f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")}
-    run = subprocess.run(
-        [sys.executable, "-c", PLANNING], env={**os.environ, **folders}, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
+    (root / "plan.py").write_text(PLANNING)
+    planning = run(root / "plan.py", variables={**os.environ, **folders})
+    assert planning.returncode == 0, planning.stderr
     return root / "preprocessed"
 
 
@@ -250,12 +249,7 @@ def test_a_file_that_is_no_plans_file(dataset, text):
 
 def test_without_nnunet_folders():
     environment = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
-    run = subprocess.run(
-        [sys.executable, "-c", COMMAND_LINE, "configure", "7", "--name", "new"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1
-    assert "nnUNet_preprocessed is not set" in run.stderr
-    assert "Traceback" not in run.stderr
+    refused = run("autosam2", "configure", "7", "--name", "new", variables=environment, afresh=True)
+    assert refused.returncode == 1
+    assert "nnUNet_preprocessed is not set" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -15,23 +15,28 @@ from click.testing import CliRunner, Result
 
 from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.dataset_conversion.phantom import write_phantom
+from tests.fork_server import run
+
+TARGET = ("-d", "5", "-n", "Phantom")
+
+
+def variables(raw: Path | None) -> dict[str, str]:
+    """With nnU-Net's raw folder at `raw`."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
+    return inherited if raw is None else {**inherited, "nnUNet_raw": str(raw)}
 
 
 def start(source: Path, raw: Path | None, *options: str) -> subprocess.Popen[str]:
     """`autosam2 convert-brats` with nnU-Net's raw folder at `raw`."""
     script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert script is not None, "autosam2 is not installed"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
-    if raw is not None:
-        environment["nnUNet_raw"] = str(raw)
-    command = [script, "convert-brats", str(source), "-d", "5", "-n", "Phantom", *options]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [script, "convert-brats", str(source), *TARGET, *options]
+    return subprocess.Popen(command, env=variables(raw), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def run(source: Path, raw: Path | None, *options: str) -> subprocess.CompletedProcess[str]:
-    process = start(source, raw, *options)
-    stdout, stderr = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+def convert(source: Path, raw: Path | None, *options: str, afresh: bool = False) -> subprocess.CompletedProcess[str]:
+    """The same, to its end."""
+    return run("autosam2", "convert-brats", source, *TARGET, *options, variables=variables(raw), afresh=afresh)
 
 
 def run_here(source: Path, output: Path, *options: str) -> Result:
@@ -73,7 +78,7 @@ def test_converts_and_says_what_it_did(source: Path, tmp_path: Path, options: li
     flair = source / "phantom_001" / "phantom_001_flair.nii.gz"
     flair.with_suffix("").write_bytes(gzip.decompress(flair.read_bytes()))
     flair.unlink()
-    result = run(source, tmp_path / "raw", *options)
+    result = convert(source, tmp_path / "raw", *options)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "Release: 2018-2021, BraTS 2018-2021 (by names and labels; --release overrides)",
@@ -85,7 +90,7 @@ def test_converts_and_says_what_it_did(source: Path, tmp_path: Path, options: li
 
 
 def test_output_takes_the_place_of_nnunet_raw(source: Path, tmp_path: Path):
-    result = run(source, None, "--output", str(tmp_path / "elsewhere"))
+    result = convert(source, None, "--output", str(tmp_path / "elsewhere"))
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "elsewhere" / "Dataset005_Phantom" / "dataset.json").is_file()
 
@@ -220,7 +225,7 @@ def test_folders_that_cannot_be_used(source: Path, tmp_path: Path, prepare: Call
 
 def test_an_error_of_the_installed_command(source: Path, tmp_path: Path):
     remove_modality(source / "phantom_002")
-    result = run(source, tmp_path / "raw")
+    result = convert(source, tmp_path / "raw", afresh=True)
     assert (result.returncode, result.stdout) == (1, "")
     lines = [line for line in result.stderr.splitlines() if line and not line.startswith("check:")]
     assert lines == [
@@ -232,7 +237,7 @@ def test_an_error_of_the_installed_command(source: Path, tmp_path: Path):
 
 
 def test_unset_raw_folder_and_impossible_options(source: Path, tmp_path: Path):
-    installed = run(source, None)
+    installed = convert(source, None)
     assert (installed.returncode, installed.stderr[:28]) == (1, "Error: nnUNet_raw is not set")
     result = run_here(source, tmp_path / "raw", "--modalities", "t1,dwi")
     assert (result.exit_code, "'dwi'" in result.stderr) == (1, True)

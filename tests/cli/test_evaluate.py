@@ -19,23 +19,23 @@ from nnunet_autosam2.dataset_conversion.predictions import predictions_to_brats
 from nnunet_autosam2.evaluation.brats_metrics import evaluate
 from nnunet_autosam2.evaluation.pairs import find_pairs
 from nnunet_autosam2.support.staging import staged_folder
+from tests.fork_server import run
 
 CASES = [f"phantom_{number:03d}" for number in range(1, 5)]
 
 
-def start(*arguments: Path | str, **variables: Path) -> subprocess.Popen[str]:
+def start(*arguments: Path | str) -> subprocess.Popen[str]:
     script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert script is not None, "autosam2 is not installed"
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
-    environment = {**inherited, **{name: str(value) for name, value in variables.items()}}
     command = [sys.executable, script, "evaluate", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def run(*arguments: Path | str, **variables: Path) -> subprocess.CompletedProcess[str]:
-    process = start(*arguments, **variables)
-    stdout, stderr = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+def score(*arguments: Path | str, afresh: bool = False, **folders: Path) -> subprocess.CompletedProcess[str]:
+    """`autosam2 evaluate` with some of nnU-Net's folders."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+    variables = {**inherited, **{name: str(folder) for name, folder in folders.items()}}
+    return run("autosam2", "evaluate", *arguments, variables=variables, afresh=afresh)
 
 
 def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
@@ -78,7 +78,7 @@ def files_in(folder: Path) -> list[Path]:
 
 def test_all_folds_of_a_training(training: Path):
     model = model_of(training)
-    result = run(model, "-np", "2", nnUNet_preprocessed=training / "preprocessed")
+    result = score(model, "-np", "2", afresh=True, nnUNet_preprocessed=training / "preprocessed")
     assert result.returncode == 0, result.stderr
     assert "Mean ± sd of 4 cases of fold 0, 1, by brats-evaluation" in result.stdout
     assert "A region that neither truth nor prediction has is not scored." in result.stdout
@@ -104,14 +104,14 @@ def test_files_in_the_numbers_of_brats(training: Path):
     in_nnunet = evaluate(find_pairs(validation, training / "raw" / "Dataset005_Phantom" / "labelsTr").pairs)
     dataset_json = predictions / "dataset.json"
     for options, reason in (("--labels", "brats2021"), "brats2021, as given"), ((), f"of {dataset_json}"):
-        result = run(predictions, truth, *options, "-o", training / f"output_{len(options)}")
+        result = score(predictions, truth, *options, "-o", training / f"output_{len(options)}")
         assert result.returncode == 0, result.stderr
         assert f"Labels: WT 1 2 4; TC 1 4; ET 4 ({reason})" in result.stdout.replace("WT 2 1 4", "WT 1 2 4")
         in_brats = json.loads((training / f"output_{len(options)}" / "scores.json").read_text())
         assert in_brats["cases"] == in_nnunet
         assert sorted(in_brats["labels"]["WT"]) == [1, 2, 4]
     dataset_json.unlink()
-    (line,) = [line for line in errors(run(predictions, truth)) if not line.startswith("labels:")]
+    (line,) = [line for line in errors(score(predictions, truth)) if not line.startswith("labels:")]
     assert "The labels that occur, 0, 1, 2, 4, fit brats2021 and brats2023 and ped2024" in line
 
 
@@ -124,7 +124,7 @@ def test_folds_with_a_patient_on_both_sides_are_warned_of(training: Path):
     splits = training / "preprocessed" / "Dataset005_Phantom" / "splits_final.json"
     for case, name in names.items():
         splits.write_text(splits.read_text().replace(case, name))
-    result = run(model_of(training), "-np", "1", nnUNet_preprocessed=training / "preprocessed")
+    result = score(model_of(training), "-np", "1", nnUNet_preprocessed=training / "preprocessed")
     assert result.returncode == 0, result.stderr
     expected = [
         f"Fold {fold}: 1 of 2 validation cases are of patients whose other scans it trains on (BraTS-MET-1), so that "
@@ -144,7 +144,7 @@ def test_problems_are_lines_and_nothing_is_written(training: Path):
     image = sitk.ReadImage(validation / "phantom_002.nii.gz")
     sitk.WriteImage(image[1:] + 1, validation / "phantom_002.nii.gz")
     before = files_in(training)
-    damaged, unknown, shape = errors(run(validation, nnUNet_raw=training / "raw"))
+    damaged, unknown, shape = errors(score(validation, nnUNet_raw=training / "raw"))
     assert damaged.startswith(f"Error: {validation / 'phantom_001.nii.gz'} cannot be read as NIfTI")
     assert unknown.startswith(f"{validation / 'phantom_002.nii.gz'} has the labels 4: expected 0, 1, 2, 3.")
     assert shape.startswith(f"{validation / 'phantom_002.nii.gz'} is not on the grid of {truth / 'phantom_002.nii.gz'}")
@@ -155,7 +155,7 @@ def test_output_with_files_in_it_is_left_alone(training: Path):
     folder = model_of(training) / "fold_0" / "validation" / "evaluation"
     folder.mkdir()
     (folder / "mine.txt").touch()
-    (line,) = errors(run(folder.parent, nnUNet_raw=training / "raw"))
+    (line,) = errors(score(folder.parent, nnUNet_raw=training / "raw"))
     assert line == f"Error: {folder} is not empty: remove it or choose another folder."
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
@@ -209,7 +209,7 @@ def test_names_that_a_spreadsheet_would_compute_and_files_of_systems(training: P
         shutil.copy(source / "phantom_001.nii.gz", folder / "=1+1.nii.gz")
         (folder / "._=1+1.nii.gz").write_bytes(b"resource fork of macOS")
     (folders[0] / "@eaDir").mkdir()
-    result = run(*folders, "--labels", "nnunet")
+    result = score(*folders, "--labels", "nnunet")
     assert result.returncode == 0, result.stderr
     with (folders[0] / "evaluation" / "scores.csv").open(newline="") as file:
         assert {row["case"] for row in csv.DictReader(file)} == {"'=1+1"}
@@ -229,6 +229,6 @@ def test_noise_in_labels_and_probabilities_in_their_place(training: Path):
     changed = sitk.GetImageFromArray(np.random.default_rng(0).random(voxels.shape, np.float32))
     changed.CopyInformation(image)
     sitk.WriteImage(changed, validation / "phantom_001.nii.gz")
-    (line,) = errors(run(validation, nnUNet_raw=training / "raw"))
+    (line,) = errors(score(validation, nnUNet_raw=training / "raw"))
     assert len(line) < 500
     assert re.search(r"has the labels 0\.\d+, .* and [\d]+ more: expected 0, 1, 2, 3\.", line)

@@ -1,21 +1,18 @@
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
 
+from tests.fork_server import run
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert script is not None, "autosam2 is not installed"
-    command = [script, "make-phantom", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+def make(*arguments: object, afresh: bool = False) -> subprocess.CompletedProcess[str]:
+    return run("autosam2", "make-phantom", *arguments, afresh=afresh)
 
 
 def test_writes_the_cases_asked_for(tmp_path: Path):
-    result = run(tmp_path / "phantom", "--cases", 2, "--size", 24, 26, 28, "--seed", 3)
+    result = make(tmp_path / "phantom", "--cases", 2, "--size", 24, 26, 28, "--seed", 3, afresh=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{tmp_path / 'phantom'}: 2 phantom cases of 24 x 26 x 28 voxels (z, y, x)\n"
     files = sorted(path.name for path in tmp_path.glob("phantom/*/*"))
@@ -25,12 +22,12 @@ def test_writes_the_cases_asked_for(tmp_path: Path):
 
 
 def test_errors_are_one_line_and_write_nothing(tmp_path: Path):
-    result = run(tmp_path / "phantom", "--size", 8, 48, 48)
+    result = make(tmp_path / "phantom", "--size", 8, 48, 48)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: Size (8, 48, 48) is not possible")
     assert len(result.stderr.splitlines()) == 1
     (tmp_path / "mine").touch()
-    result = run(tmp_path)
+    result = make(tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"Error: {tmp_path} is not empty: remove it or choose another folder.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
@@ -38,7 +35,7 @@ def test_errors_are_one_line_and_write_nothing(tmp_path: Path):
 
 def test_a_folder_whose_name_is_no_text_is_one_line(tmp_path: Path):
     """SimpleITK would end the process."""
-    result = run(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"), "--cases", 1, "--size", 24, 24, 24)
+    result = make(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"), "--cases", 1, "--size", 24, 24, 24)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
         rf"Error: {tmp_path}/\xff has a name with control characters or bytes that are not UTF-8: rename it, "

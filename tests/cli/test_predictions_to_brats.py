@@ -1,19 +1,15 @@
-import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+from tests.fork_server import run
 
-def run(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
-    script = shutil.which("autosam2", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert script is not None, "autosam2 is not installed"
-    command = [script, "predictions-to-brats", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+def convert(*arguments: Path | str, afresh: bool = False) -> subprocess.CompletedProcess[str]:
+    return run("autosam2", "predictions-to-brats", *arguments, afresh=afresh)
 
 
 @pytest.fixture
@@ -27,7 +23,7 @@ def predictions(tmp_path: Path) -> Path:
 
 
 def test_labels_of_brats(predictions: Path, tmp_path: Path):
-    result = run(predictions, tmp_path / "brats")
+    result = convert(predictions, tmp_path / "brats", afresh=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{tmp_path / 'brats'}: 1 files with the labels of BraTS 2018-2021\n"
     assert sorted(file.name for file in (tmp_path / "brats").iterdir()) == ["case.nii.gz", "dataset.json"]
@@ -37,10 +33,10 @@ def test_labels_of_brats(predictions: Path, tmp_path: Path):
 
 def test_a_release_that_is_not_recorded_has_to_be_given(predictions: Path, tmp_path: Path):
     (predictions / "dataset.json").write_text("{}")
-    result = run(predictions, tmp_path / "brats")
+    result = convert(predictions, tmp_path / "brats")
     assert result.returncode == 1
     assert "dataset.json does not say which release the labels came from: give --release" in result.stderr
-    result = run(predictions, tmp_path / "brats", "--release", "2023-gli")
+    result = convert(predictions, tmp_path / "brats", "--release", "2023-gli")
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("labels of BraTS 2023 GLI\n")
     labels = np.asanyarray(nibabel.load(tmp_path / "brats" / "case.nii.gz").dataobj)
@@ -49,7 +45,7 @@ def test_a_release_that_is_not_recorded_has_to_be_given(predictions: Path, tmp_p
 
 def test_unknown_label_is_one_line_and_nothing_is_written(predictions: Path, tmp_path: Path):
     nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), 9, np.uint8), np.eye(4)), predictions / "other.nii.gz")
-    result = run(predictions, tmp_path / "brats")
+    result = convert(predictions, tmp_path / "brats")
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line and not line.startswith("check:")]
     assert line.startswith(f"Error: {predictions / 'other.nii.gz'} has the labels 9:")
@@ -57,7 +53,7 @@ def test_unknown_label_is_one_line_and_nothing_is_written(predictions: Path, tmp
 
 
 def test_output_with_files_in_it_is_left_alone(predictions: Path, tmp_path: Path):
-    result = run(predictions, tmp_path)
+    result = convert(predictions, tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"Error: {tmp_path} is not empty: remove it or choose another folder.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
@@ -65,9 +61,9 @@ def test_output_with_files_in_it_is_left_alone(predictions: Path, tmp_path: Path
 
 def test_labels_are_not_converted_twice(predictions: Path, tmp_path: Path):
     """In 2023's numbers a second time would fit as well, and 1 and 2 would change places."""
-    assert run(predictions, tmp_path / "brats", "--release", "2023-gli").returncode == 0
+    assert convert(predictions, tmp_path / "brats", "--release", "2023-gli").returncode == 0
     for options in ((), ("--release", "2023-gli")):
-        result = run(tmp_path / "brats", tmp_path / "again", *options)
+        result = convert(tmp_path / "brats", tmp_path / "again", *options)
         assert result.returncode == 1
         assert "says that the labels beside it are those of 2023-gli already" in result.stderr
         assert not (tmp_path / "again").exists()

@@ -17,6 +17,7 @@ from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.config import SAM2_MODELS, AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
+from tests.fork_server import run
 from tests.shared_data import CHECKPOINT_LAYOUTS
 
 COMMAND_LINE = "from nnunet_autosam2.cli.main import main; main()"
@@ -28,7 +29,7 @@ Run = subprocess.CompletedProcess[str]
 def environment(tmp_path) -> dict[str, str]:
     """Nothing of this machine's own settings, an empty cache, no network."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "AUTOSAM2_"))}
-    return {**inherited, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**inherited, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture
@@ -38,13 +39,7 @@ def online(environment, hub) -> dict[str, str]:
 
 def weights(environment: dict[str, str], *arguments: str | Path) -> Run:
     """As a user runs it."""
-    return subprocess.run(
-        [sys.executable, "-c", COMMAND_LINE, "weights", *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run("autosam2", "weights", *arguments, variables=environment)
 
 
 def weights_here(*arguments: str | Path, **environment: str) -> Result:
@@ -52,18 +47,18 @@ def weights_here(*arguments: str | Path, **environment: str) -> Result:
     return CliRunner().invoke(main, ["weights", *map(str, arguments)], env=environment)
 
 
-def table(run: Run) -> dict[str, list[str]]:
+def table(listed: Run) -> dict[str, list[str]]:
     """Model → the other cells of its row."""
-    header, *rows = run.stdout.splitlines()
+    header, *rows = listed.stdout.splitlines()
     assert header.split() == ["model", "file", "repository", "parameters", "where"]
     return {row.split()[0]: row.split(maxsplit=5)[1:] for row in rows}
 
 
-def message(run: Run | Result) -> str:
+def message(failed: Run | Result) -> str:
     """The one line of a command that has failed."""
-    code = run.returncode if isinstance(run, subprocess.CompletedProcess) else run.exit_code
-    assert (code, run.stdout) == (1, ""), run.stdout + run.stderr
-    (line,) = run.stderr.splitlines()
+    code = failed.returncode if isinstance(failed, subprocess.CompletedProcess) else failed.exit_code
+    assert (code, failed.stdout) == (1, ""), failed.stdout + failed.stderr
+    (line,) = failed.stderr.splitlines()
     assert line.startswith("Error: ")
     return line
 
@@ -191,15 +186,15 @@ def test_verify_recognises_the_real_layouts(tmp_path, layout, model, tensors, pa
     shapes = json.loads((CHECKPOINT_LAYOUTS / f"{layout}.json").read_text())
     file = tmp_path / layout
     torch.save({"model": {name: torch.full((1,), 0.5).expand(shape) for name, shape in shapes.items()}}, file)
-    run = weights_here("verify", file)
-    assert run.exit_code == 0, run.output
-    assert run.stdout.startswith(f"{file} fits {model}: {tensors} tensors, {parameters} parameters.\n")
+    checked = weights_here("verify", file)
+    assert checked.exit_code == 0, checked.output
+    assert checked.stdout.startswith(f"{file} fits {model}: {tensors} tensors, {parameters} parameters.\n")
 
 
 def test_verify_checks_what_a_training_would_use(tiny):
-    run = weights_here("verify", AUTOSAM2_SAM2_WEIGHTS=str(tiny))
-    assert run.exit_code == 0, run.output
-    assert f"{tiny} fits sam2.1-hiera-tiny: 471 tensors" in run.stdout
+    checked = weights_here("verify", AUTOSAM2_SAM2_WEIGHTS=str(tiny))
+    assert checked.exit_code == 0, checked.output
+    assert f"{tiny} fits sam2.1-hiera-tiny: 471 tensors" in checked.stdout
     line = message(weights_here("verify", "--model", "sam2.1-hiera-small", AUTOSAM2_SAM2_WEIGHTS=str(tiny)))
     assert "set sam2_model to sam2.1-hiera-tiny" in line
 
@@ -208,10 +203,10 @@ def test_verify_says_that_the_video_memory_is_missing(tmp_path, of_tiny):
     used = ("image_encoder", "sam_prompt_encoder", "sam_mask_decoder", "no_mem_embed")
     file = tmp_path / "single.pt"
     torch.save({"model": {name: value for name, value in of_tiny.items() if name.startswith(used)}}, file)
-    run = weights_here("verify", file)
-    assert run.exit_code == 0, run.output
-    assert "fits sam2.1-hiera-tiny: 311 tensors, 31,440,721 parameters" in run.stdout
-    assert "memory for videos is not in it" in run.stdout
+    checked = weights_here("verify", file)
+    assert checked.exit_code == 0, checked.output
+    assert "fits sam2.1-hiera-tiny: 311 tensors, 31,440,721 parameters" in checked.stdout
+    assert "memory for videos is not in it" in checked.stdout
 
 
 def test_verify_refuses_another_size(environment, tmp_path):
@@ -258,12 +253,12 @@ def test_verify_refuses_surplus_keys(environment, tiny, of_tiny):
 
 def accepted(file: Path, *options: str) -> str:
     """What `verify` says of a file that a training of SAM2 in single slices loads as well."""
-    run = weights_here("verify", file, *options)
-    assert run.exit_code == 0, run.output
+    checked = weights_here("verify", file, *options)
+    assert checked.exit_code == 0, checked.output
     model = options[-1] if options else "sam2.1-hiera-tiny"
     read = AutoSAM2Config(sam2_checkpoint=str(file), sam2_image_size=64).updated({"sam2_model": model})
     AutoSAM2(num_classes=2, config=read).load_sam2_weights()
-    return run.stdout
+    return checked.stdout
 
 
 def test_what_lacks_some_of_the_video_memory_serves_single_slices(tiny, of_tiny):
@@ -359,10 +354,10 @@ def test_an_archive_that_unpacks_to_more_than_it_is_takes_no_memory(environment,
             archive.writestr(entry.filename, plain.read(entry))
     assert packed.stat().st_size < 2**20
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30)); {COMMAND_LINE}"
-    run = subprocess.run(
+    refused = subprocess.run(
         [sys.executable, "-c", limited, "weights", "verify", packed], env=environment, capture_output=True, text=True
     )
-    assert f"{packed} is refused: found an archive that would unpack to " in message(run)
+    assert f"{packed} is refused: found an archive that would unpack to " in message(refused)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import torch
 from sam2.build_sam import build_sam2
 
-from tests.end_to_end.fork_server import ForkServer
+from tests.fork_server import ForkServer
 
 DATASET = "Dataset900_Phantom"
 TINY = [
@@ -68,7 +68,7 @@ class Workspace:
         server, variables = self.fork_server, self.variables_of(command)
         if not afresh and server is not None and server.serves(str(command[0]), variables):
             with tempfile.TemporaryFile("w+") as file:
-                code = server.run([str(part) for part in command], self.root, variables, file, timeout=900)
+                code = server.run([str(part) for part in command], self.root, variables, file, file, timeout=900)
                 file.seek(0)
                 output = file.read()
         else:

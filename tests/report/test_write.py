@@ -1,8 +1,6 @@
 import json
-import os
 import re
 import subprocess
-import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,9 +12,9 @@ from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
 from nnunet_autosam2.report.niivue import ENVIRONMENT_VARIABLE
 from nnunet_autosam2.show.legend import legend
+from tests.fork_server import run
 
 NO_VIEWER = ("--viewer-cases", "0")
-COMMAND_LINE = "from nnunet_autosam2.cli.main import main; main()"
 
 
 class Page(HTMLParser):
@@ -39,9 +37,8 @@ class Page(HTMLParser):
         self.text += data
 
 
-def report(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", COMMAND_LINE, "report", str(folder), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder.parent, env=os.environ)
+def report(folder: Path, *options: str, afresh: bool = False) -> subprocess.CompletedProcess[str]:
+    return run("autosam2", "report", folder, *options, folder=folder.parent, afresh=afresh)
 
 
 def files(folder: Path) -> set[str]:
@@ -51,7 +48,7 @@ def files(folder: Path) -> set[str]:
 def test_writes_a_folder_that_stands_alone(benchmark):
     benchmark.fail("UNet only", 1, "<b>Killed</b> by the kernel")
     before = files(benchmark.path)
-    result = report(benchmark.path, "--viewer-cases", "2")
+    result = report(benchmark.path, "--viewer-cases", "2", afresh=True)
     assert result.returncode == 0, result.stderr
     folder = benchmark.path / "report"
     assert str(folder / "index.html") in result.stdout
