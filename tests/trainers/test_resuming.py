@@ -1,5 +1,7 @@
 """Against torch itself: what it can load into a network and an optimizer, and what not."""
 
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -84,16 +86,29 @@ def make(config: AutoSAM2Config) -> tuple[AutoSAM2, torch.optim.Optimizer]:
     return network, torch.optim.AdamW([parameter for parameter in network.parameters() if parameter.requires_grad])
 
 
-def loads(before: AutoSAM2Config, now: AutoSAM2Config) -> bool:
-    old, optimizer = make(before)
+@lru_cache(maxsize=1)
+def trained(config: AutoSAM2Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """States of network and optimizer after a step, kept for the pairs that begin with the same configuration."""
+    network, optimizer = make(config)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
+    return network.state_dict(), optimizer.state_dict()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_kept() -> Iterator[None]:
+    yield
+    trained.cache_clear()
+
+
+def loads(before: AutoSAM2Config, now: AutoSAM2Config) -> bool:
+    state, optimizer_state = trained(before)
     new, new_optimizer = make(now)
     try:
-        new.load_state_dict(old.state_dict())
-        new_optimizer.load_state_dict(optimizer.state_dict())
+        new.load_state_dict(state)
+        new_optimizer.load_state_dict(optimizer_state)
     except (RuntimeError, ValueError):
         return False
     shapes = [(p.shape, new_optimizer.state[p]["exp_avg"].shape) for p in new_optimizer.param_groups[0]["params"]]
