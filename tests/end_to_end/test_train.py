@@ -373,13 +373,18 @@ class TestRefused:
 
 
 def test_two_processes_with_a_loss_that_is_not_finite_in_one_and_more_processes_than_cases(extended) -> None:
-    """Fold 2 has one case to validate; `--val` is the first thing that these two processes predict together."""
+    """Fold 2 has one case to validate; `--val` is the first thing that these two processes predict together.
+
+    The first alone knows how the training went, and both close the same gate for it.
+    """
     trainer, script = "nnUNetTrainerAutoSAM2_TwoCPUs", Path(__file__).with_name("two_processes.py")
     extended.run("autosam2", "configure", "900", "--base", "tiny", "--name", "two", "num_epochs=1")
     folder = extended.results(trainer, "two") / "fold_2"
     for flags in ((), ("--val",)):
         shutil.rmtree(folder / "validation", ignore_errors=True)
-        extended.run(script, "900", "two", "2", trainer, *flags)
+        output = extended.run(script, "900", "two", "2", trainer, *flags)
+        for rank in (0, 1):
+            assert f"Gates of process {rank}: [True, False, False]" in output
         assert (folder / "validation" / "summary.json").is_file()
     losses = checkpoint(folder / "checkpoint_final.pth")["logging"]["train_losses"]
     assert np.isfinite(losses).all()
