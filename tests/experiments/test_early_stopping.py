@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from experiments.early_stopping import CEILING, Learner, counts_from, learn, nnunet_average, onecycle, stop
 from nnunet_autosam2.trainers.early_stopping import EarlyStopping
+
+PROGRAM = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "early_stopping.py"))
+"""By its path: `experiments` is a folder of the tests as well"""
+CEILING, Learner, counts_from, learn, nnunet_average, onecycle, stop = (
+    PROGRAM[name] for name in ("CEILING", "Learner", "counts_from", "learn", "nnunet_average", "onecycle", "stop")
+)
 
 
 def one_by_one(history: list[float], rule: EarlyStopping) -> tuple[int, int]:
