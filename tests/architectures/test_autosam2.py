@@ -156,7 +156,7 @@ def test_a_training_step_asks_sam2_about_a_window_of_the_selected_slices(make_ne
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.6, 1.0])
 def test_slice_fractions(hybrid, fraction):
     network = copy.deepcopy(hybrid).train()
-    network.set_mode(slice_fraction=fraction)
+    network.set_mode(slice_fraction=fraction, training_slices=None)
     assert seen_by_sam2(network, make_volume()) == num_slices(SIZE[0], fraction)
 
 
@@ -176,7 +176,7 @@ def test_at_fraction_zero_there_is_no_sam2(make_network, hybrid):
 
 
 def test_padding_is_never_among_the_slices(make_network):
-    network = decided(make_network()).train()
+    network = decided(make_network(training_slices=None)).train()
     network.set_mode(slice_fraction=1)
     assert seen_by_sam2(network, make_volume(1, 2, (19, 16, 16))) == 19
 
@@ -216,7 +216,7 @@ def test_set_mode_switches_between_the_modes(hybrid):
 @pytest.mark.parametrize(("background", "tumor"), [(0.5, 0.5), (0.9, 0.2), (1.0, 1.0)])
 def test_output_is_the_blend_of_the_probabilities(make_network, region_based, fusion, background, tumor):
     network = decided(make_network(region_based=region_based, fusion=fusion))
-    network.set_mode(slice_fraction=1, bg_blend=background, tumor_blend=tumor)
+    network.set_mode(slice_fraction=1, training_slices=None, bg_blend=background, tumor_blend=tumor)
     network.set_deep_supervision(True)
     with torch.no_grad():
         output = network(make_volume())

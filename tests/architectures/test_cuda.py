@@ -131,7 +131,7 @@ def test_out_of_memory_halves_the_chunks(make_network, exact, whole_memory, capl
 
     def peak_and_logits(chunk: int) -> tuple[int, torch.Tensor]:
         network: AutoSAM2 = make_network(
-            region_based=True, slice_fraction=1.0, sam2_image_size=256, sam2_chunk_size=chunk
+            region_based=True, slice_fraction=1.0, training_slices=None, sam2_image_size=256, sam2_chunk_size=chunk
         ).cuda()
         network.train(trains).set_deep_supervision(trains)
         gc.collect()  # networks of other tests would count
