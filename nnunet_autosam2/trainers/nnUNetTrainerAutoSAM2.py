@@ -58,7 +58,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     """Hybrid of a 3D UNet and SAM2 on 30 % of the slices.
 
     What AutoSAM2Config calls its parameters are, in order of precedence, `parameters` of the trainer's class, the
-    `autosam2` block of the plans configuration, `defaults` of the class, and those of AutoSAM2Config. The outcome is
+    `autosam2` block of the plans configuration, `defaults` of the class, and those of AutoSAM2Config; null in the block
+    leaves it to them. The outcome is
     written into the plans of the results folder, from which a prediction rebuilds the network.
     """
 
@@ -105,7 +106,9 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             raise ConfigurationError(f"AutoSAM2 needs volumes; {configuration} is 2D. Train 3d_fullres or 3d_lowres.")
         if settings.get("previous_stage"):
             raise ConfigurationError(f"AutoSAM2 has no cascade; {configuration} is one. Train 3d_fullres or 3d_lowres.")
-        config = AutoSAM2Config.from_dict({**cls.defaults, **settings.get(PLANS_KEY, {}), **cls.parameters})
+        block = settings.get(PLANS_KEY, {})
+        unsaid = {key: value for key, value in cls.defaults.items() if block.get(key) is None}
+        config = AutoSAM2Config.from_dict({**block, **unsaid, **cls.parameters})
         if config.freeze_backbone and not config.uses_sam2:
             raise ConfigurationError("freeze_backbone = true without SAM2 leaves nothing to train.")
         channel_names = list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())

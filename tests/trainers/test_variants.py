@@ -52,3 +52,10 @@ def test_it_counts_more_than_the_plans(plans, dataset_json, name: str):
 def test_nnunet_finds_them():
     for name in CHANGED:
         assert issubclass(find_trainer(name), nnUNetTrainerAutoSAM2)
+
+
+def test_a_default_of_the_trainer_counts_where_the_plans_have_null(plans, dataset_json):
+    trainer = trainers.nnUNetTrainerAutoSAM2_OnBaseline
+    plans["configurations"]["tiny"]["autosam2"] = {"backbone_checkpoint": None, "num_epochs": None}
+    config = trainer.resolve_config(plans, "tiny", dataset_json)
+    assert (config.backbone_checkpoint, config.num_epochs) == ("auto", 50)
