@@ -58,9 +58,9 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     """Hybrid of a 3D UNet and SAM2 on 30 % of the slices.
 
     What AutoSAM2Config calls its parameters are, in order of precedence, `parameters` of the trainer's class, the
-    `autosam2` block of the plans configuration, `defaults` of the class, and those of AutoSAM2Config; null in the block
-    leaves it to them. The outcome is
-    written into the plans of the results folder, from which a prediction rebuilds the network.
+    `autosam2` block of the plans configuration where it is not null, `defaults` of the class, and those of
+    AutoSAM2Config. The outcome is written into the plans of the results folder, from which a prediction rebuilds the
+    network.
     """
 
     parameters: ClassVar[Mapping[str, Any]] = {}
