@@ -174,10 +174,7 @@ class AutoSAM2(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Loads as any module does; the state of a hybrid fills a network without SAM2 too."""
         had_weights = self.sam2_has_weights
-        state = in_current_layout(state_dict, self.state_dict())
-        if self.sam2_branch is None:
-            state = {name: value for name, value in state.items() if not name.startswith(("sam2_branch.", "fusion."))}
-        result = super().load_state_dict(state, *args, **kwargs)
+        result = super().load_state_dict(in_current_layout(state_dict, self.state_dict()), *args, **kwargs)
         self.state_was_loaded = True
         if self.sam2_branch is not None:
             self.sam2_branch.awaits_weights = False

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 MARK = ".seg_layers."
+SAM2_HALF = ("sam2_branch.", "fusion.")
 
 
 class HasSegLayers(nn.Module):
@@ -34,8 +35,11 @@ class HasSegLayers(nn.Module):
 def in_current_layout(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
     """A state dict as this version would have written it, for a network with the state dict `own`.
 
-    Earlier ones had `<module>.<name>` for them and none of the flags, which are off where they are missing.
+    Earlier ones had `<module>.<name>` for them and none of the flags, which are off where they are missing. What a
+    hybrid has beside its UNet is left out for a network that has the UNet alone.
     """
+    if any(name.startswith("unet.") for name in own) and not any(name.startswith(SAM2_HALF) for name in own):
+        state = {name: value for name, value in state.items() if not name.startswith(SAM2_HALF)}
     ours = {name: tensor for name, tensor in own.items() if MARK in name}
     current = {name.replace(MARK, "."): name for name in ours}
     flags = {name: torch.zeros_like(tensor) for name, tensor in ours.items() if tensor.dtype == torch.bool}

@@ -15,6 +15,7 @@ from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.sam2.volume import take_slices
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.errors import ConfigurationError, WeightsError
+from nnunet_autosam2.support.checkpoint import load_network
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
 
 pytestmark = pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
@@ -591,6 +592,7 @@ def test_without_any_weights_the_first_use_says_how_to_get_them(tmp_path):
 def test_the_state_of_a_hybrid_fills_its_unet_alone(make_network, hybrid):
     alone = make_network(enable_sam2=False, seed=1, region_based=hybrid.config.region_based)
     alone.load_state_dict(hybrid.state_dict())
+    load_network(alone, hybrid.state_dict(), "as `autosam2 show` does")
     for name, value in hybrid.unet.state_dict().items():
         assert torch.equal(alone.unet.state_dict()[name], value), name
     with pytest.raises(RuntimeError, match="Missing key"):
