@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,6 +11,8 @@ from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
 
 CONFIDENCE = 8.0
 """Size of the logits"""
+SEED = 0
+"""Of a short training that finds every region: one that finds none says nothing about SAM2"""
 
 
 class nnUNetTrainerAutoSAM2_Truth(nnUNetTrainerAutoSAM2):
@@ -19,6 +22,8 @@ class nnUNetTrainerAutoSAM2_Truth(nnUNetTrainerAutoSAM2):
     """[B, R, D, H, W] of the batch, 0 or 1"""
 
     def initialize(self) -> None:
+        torch.manual_seed(SEED)
+        np.random.seed(SEED)
         super().initialize()
         self.autosam2.register_forward_pre_hook(self._with_truth)
         self.autosam2.sam2_branch.register_forward_hook(self._replace)
