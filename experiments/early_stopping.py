@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch.optim import SGD
 
+from experiments.experiment import table
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint
 from nnunet_autosam2.trainers.early_stopping import defined_ema
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
@@ -128,10 +129,9 @@ def report_simulation(seeds: int, patience: int) -> None:
     settings = list(product(LEARNERS, NOISES, GAINS))
     click.echo(f"{len(settings)} settings of {seeds} trainings, patience {patience}. {LEGEND}\n")
     columns = [simulate(length, settings, seeds, patience) for length in LENGTHS]
-    print_row("counts below", *(f"{length} epochs" for length in LENGTHS))
-    print_row(*["---"] * (len(LENGTHS) + 1))
-    for share, *cells in zip(SHARES, *columns, strict=True):
-        print_row(named(share), *cells)
+    header = ["counts below", *(f"{length} epochs" for length in LENGTHS)]
+    rows = [[named(share), *cells] for share, *cells in zip(SHARES, *columns, strict=True)]
+    click.echo("\n".join(table(header, rows)))
 
 
 def simulate(length: int, settings: Sequence[tuple[Learner, float, float]], seeds: int, patience: int) -> list[str]:
@@ -163,23 +163,18 @@ def report_history(path: Path, patience: int) -> None:
     smooth = np.array([pseudo_dice[max(0, i - AROUND) : i + AROUND + 1].mean() for i in range(length)])
     noise = np.diff(pseudo_dice, 2)[length // 2 :].std() / 6**0.5
     click.echo(f"\n{path}: {length} epochs, patience {patience}, noise of an epoch in the second half {noise:.3f}\n")
-    print_row("counts below", "epochs run", "ends at", "keeps epoch", "its pseudo Dice", "lost")
-    print_row(*["---"] * 6)
+    rows = []
     for share in SHARES:
         stopped = stop(averages, patience, counts_from(shares, share))
         epochs, chosen = int(stopped.epochs[0]), int(stopped.chosen[0])
-        lost = smooth[-1] - smooth[chosen]
-        print_row(
-            named(share), str(epochs), f"{shares[epochs - 1]:.2f}", str(chosen), f"{smooth[chosen]:.3f}", f"{lost:.3f}"
-        )
+        at_end, lost = shares[epochs - 1], smooth[-1] - smooth[chosen]
+        rows.append([named(share), f"{epochs}", f"{at_end:.2f}", f"{chosen}", f"{smooth[chosen]:.3f}", f"{lost:.3f}"])
+    header = ["counts below", "epochs run", "ends at", "keeps epoch", "its pseudo Dice", "lost"]
+    click.echo("\n".join(table(header, rows)))
 
 
 def named(share: float | None) -> str:
     return "end of warm-up" if share is None else f"{share:g}"
-
-
-def print_row(*cells: str) -> None:
-    click.echo(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

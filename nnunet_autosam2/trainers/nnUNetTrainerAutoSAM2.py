@@ -150,6 +150,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         atexit.register(_remove_run_that_never_started, Path(self.log_file))
         with self._removing_empty_run():
             super().initialize()
+        annealed_from = self.lr_scheduler.epochs_until_below(ANNEALED)
+        self.early_stopping = EarlyStopping(self.config.early_stopping_patience, annealed_from)
         if super()._do_i_compile():
             self.print_to_log_file("Using torch.compile for UNet, image encoder, mask decoder, fusion and loss...")
             self.autosam2.compile()
@@ -334,9 +336,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             averages[-1] = next((value for value in reversed(defined_ema(pseudo_dice)) if value == value), math.nan)
 
     def on_epoch_start(self) -> None:
-        annealed_from = self.lr_scheduler.epochs_until_below(ANNEALED)
-        early_stopping = EarlyStopping(self.config.early_stopping_patience, annealed_from)
-        if early_stopping.should_stop(defined_ema(self.logger.get_value("mean_fg_dice", step=None))):
+        if self.early_stopping.should_stop(defined_ema(self.logger.get_value("mean_fg_dice", step=None))):
             raise PatienceExhausted
         if open_gates(self.autosam2):
             self.print_to_log_file("The gates that were closed at the end of this training are open as it goes on.")

@@ -238,26 +238,16 @@ def test_a_veto_of_all_classes_leaves_the_unets_logits_bit_by_bit(region_based, 
     assert all(map(torch.equal, fusion.weigh(unet, sam2, make_reliability(), BLEND, region_based), expected))
 
 
+@MODES
 @CLOSED
-def test_a_veto_of_one_region_leaves_the_others_bit_by_bit(closed):
+def test_a_veto_of_one_class_leaves_the_others_bit_by_bit(region_based, closed):
+    """Where labels compete, log-probabilities stand for the logits of an open gate."""
     fusion, (unet, sam2), reliability = make_trained(closed), make_logits(), make_reliability()
-    before, weight_before = fusion.weigh(unet, sam2, reliability, BLEND, True)
+    before, weight_before = fusion.weigh(unet, sam2, reliability, BLEND, region_based)
     fusion.veto(SOME)
-    fused, weight = fusion.weigh(unet, sam2, reliability, BLEND, True)
-    assert torch.equal(fused[:, 1], unet[:, 1])
-    assert torch.equal(fused[:, ::2], before[:, ::2])
-    assert not weight[:, 1].any()
-    assert torch.equal(weight[:, ::2], weight_before[:, ::2])
-
-
-@CLOSED
-def test_a_veto_of_one_label_of_several_gives_the_unet_all_the_weight_there(closed):
-    fusion, (unet, sam2), reliability = make_trained(closed), make_logits(), make_reliability()
-    before, weight_before = fusion.weigh(unet, sam2, reliability, BLEND, False)
-    fusion.veto(SOME)
-    fused, weight = fusion.weigh(unet, sam2, reliability, BLEND, False)
-    expected = torch.where(torch.tensor(SOME).view(1, -1, 1, 1, 1), unet if closed else unet.log_softmax(1), before)
-    assert torch.equal(fused, expected)
+    fused, weight = fusion.weigh(unet, sam2, reliability, BLEND, region_based)
+    alone = unet if closed or region_based else unet.log_softmax(1)
+    assert torch.equal(fused, torch.where(torch.tensor(SOME).view(1, -1, 1, 1, 1), alone, before))
     assert not weight[:, 1].any()
     assert torch.equal(weight[:, ::2], weight_before[:, ::2])
 
