@@ -24,11 +24,12 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from nnunet_autosam2 import AutoSAM2, AutoSAM2Config
+from nnunet_autosam2.architectures.backbone import UNetOutput
 from nnunet_autosam2.architectures.fusion import GatedFusion
-from nnunet_autosam2.architectures.masks import SampleMasks, SliceMasks, VolumeMasks
+from nnunet_autosam2.architectures.masks import SampleMasks, SliceEmbeddings, SliceMasks, VolumeMasks
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, Prompts
 from nnunet_autosam2.architectures.sam2.volume import segment_volume
-from nnunet_autosam2.architectures.unet import UNetOutput
+from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import Fusion
 from nnunet_autosam2.dataset_conversion.phantom import MODALITIES, PhantomCase, make_case
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS
@@ -98,13 +99,20 @@ class StandIn(AutoSAM2):
         super().__init__(len(REGIONS), len(MODALITIES), config.updated({"enable_sam2": masks is not None}))
         self.sam2_branch = None
         self.masks = masks
+        self.training_window = TrainingWindow()
         self.processed = torch.zeros(1, 0, dtype=torch.bool)
 
     def _segment_with_sam2(
-        self, volume: Tensor, unet: UNetOutput, foreground: Tensor, size: Sequence[int]
+        self,
+        volume: Tensor,
+        unet: UNetOutput,
+        foreground: Tensor | None,
+        size: Sequence[int],
+        known: SliceEmbeddings | None,
     ) -> tuple[SampleMasks, VolumeMasks]:
         assert self.masks is not None
-        branch: Any = StandInBranch(self.masks).train(self.training)
+        foreground = self._foreground(unet.logits[0]) if foreground is None else foreground
+        branch: Any = StandInBranch(self.masks, self.training_window).train(self.training)
         with_truth = torch.cat([volume, self._padded(self.truth)], dim=1)
         masks, volume_masks = segment_volume(branch, with_truth, unet, foreground, size, self.config, track=False)
         self.processed = torch.zeros(len(volume), size[0], dtype=torch.bool).scatter(1, masks.slices, masks.prompted)
@@ -114,12 +122,13 @@ class StandIn(AutoSAM2):
 class StandInBranch(nn.Module):
     """Answers like SAM2Branch, with scores at random and `masks` of the truth, the last channels of the slices."""
 
-    def __init__(self, masks: Masks) -> None:
+    def __init__(self, masks: Masks, training_window: TrainingWindow) -> None:
         super().__init__()
         self.masks = masks
+        self.training_window = training_window
 
     def forward(
-        self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config
+        self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config, embeddings: None
     ) -> tuple[SliceMasks, Prompts, None]:
         truth, scores = slices[:, -len(REGIONS) :], slices.new_empty(len(slices), len(REGIONS))
         masks = SliceMasks(self.masks(truth), torch.rand_like(scores), torch.randn_like(scores), scores[..., None])

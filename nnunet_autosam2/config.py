@@ -32,7 +32,7 @@ PIXELS_AT_ONCE_ON_GPU = {"autosam2": 80 * 512**2, "plans": 26 * 512**2}
 SAM2_SIZE_STEP = 32  # Hiera's windowed position embedding has to tile the feature map
 
 Propagation = Literal["linear", "memory"]
-Fusion = Literal["fixed", "gated"]
+Fusion = Literal["fixed", "gated", "off"]
 Backbone = Literal["autosam2", "plans"]
 SAM2Model = Literal[
     "sam2.1-hiera-tiny",
@@ -105,7 +105,8 @@ class AutoSAM2Config(BaseModel, frozen=True):
 
     # Fusion
     fusion: Fusion = "gated"
-    """`fixed`: the two blends below. `gated`: starts there and learns where to trust SAM2."""
+    """Of the UNet's output and SAM2's masks. `fixed`: the two blends below. `gated`: starts there and learns where to
+    trust SAM2. `off`: SAM2 makes no masks, only features (`feature_fusion`)."""
     bg_blend: Fraction = 0.5
     """The UNet's weight in the background channel, which label-based training has and region-based does not."""
     tumor_blend: Fraction = 0.5
@@ -113,6 +114,10 @@ class AutoSAM2Config(BaseModel, frozen=True):
     gate_veto: bool = True
     """True: at the end of a training, the gate closes in each region (or class) in which the hybrid has been below its
     UNet alone, by their EMA of the pseudo Dice. Without effect on `fusion=fixed`."""
+
+    feature_fusion: bool = False
+    """True: SAM2's image embeddings of the selected slices go into the UNet's decoder, by residuals that start at
+    zero."""
 
     # Networks
     backbone: Backbone = "autosam2"
@@ -201,13 +206,26 @@ class AutoSAM2Config(BaseModel, frozen=True):
         return self
 
     @model_validator(mode="after")
+    def _features_have_a_decoder(self) -> AutoSAM2Config:
+        clash = self.feature_fusion and not self.enable_unet_decoder
+        self._require("feature_fusion", not clash, "false with enable_unet_decoder = false")
+        return self
+
+    @model_validator(mode="after")
+    def _masks_or_features(self) -> AutoSAM2Config:
+        without = self.fusion == "off"
+        self._require("fusion", self.feature_fusion or not without, "fixed or gated with feature_fusion = false")
+        self._require("propagation", not without or self.propagation == "linear", "linear with fusion = off")
+        return self
+
+    @model_validator(mode="after")
     def _some_loss(self) -> AutoSAM2Config:
         self._require("bce_weight", self.bce_weight + self.dice_weight > 0, "more than 0 when dice_weight is 0")
         return self
 
     @model_validator(mode="after")
     def _something_trains_the_unet(self) -> AutoSAM2Config:
-        trains = self.uses_sam2 and self.enable_unet_decoder and not self.freeze_backbone
+        trains = self.uses_sam2 and self.enable_unet_decoder and self.unet_outputs_train
         if self.unet_loss_weight == 0 and trains and not self.joint_training:
             raise ConfigurationError(
                 "unet_loss_weight = 0 leaves nothing that trains the UNet. Set joint_training = true or another weight."
@@ -251,6 +269,16 @@ class AutoSAM2Config(BaseModel, frozen=True):
     def uses_sam2(self) -> bool:
         """At a slice fraction of 0 the SAM2 branch neither exists nor costs anything."""
         return self.enable_sam2 and self.slice_fraction > 0
+
+    @property
+    def makes_masks(self) -> bool:
+        """Otherwise SAM2 runs for its embeddings alone, or not at all."""
+        return self.uses_sam2 and self.fusion != "off"
+
+    @property
+    def unet_outputs_train(self) -> bool:
+        """The UNet's own outputs have a loss: by itself, or by features of SAM2 in it."""
+        return not self.freeze_backbone or (self.feature_fusion and self.uses_sam2)
 
     @property
     def slices_at_once(self) -> tuple[int, int]:

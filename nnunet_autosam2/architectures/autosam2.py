@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.backbone import CoarseHalf, Size3d, UNetOutput, resize
 from nnunet_autosam2.architectures.fusion import Fused, sam2_alone
-from nnunet_autosam2.architectures.masks import SampleMasks, VolumeMasks, cropped
+from nnunet_autosam2.architectures.masks import SAM2Output, SampleMasks, SliceEmbeddings, VolumeMasks, cropped
 from nnunet_autosam2.architectures.modes import changed_mode
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
-from nnunet_autosam2.architectures.parts import make_fusion, make_sam2_branch, make_unet
+from nnunet_autosam2.architectures.parts import make_feature_fusion, make_fusion, make_sam2_branch, make_unet
 from nnunet_autosam2.architectures.seg_layers import in_current_layout
-from nnunet_autosam2.architectures.unet import Size3d, UNetOutput
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
 
@@ -58,6 +58,7 @@ class AutoSAM2(nn.Module):
             raise ConfigurationError(f"rgb_channels = {list(rgb)} is not possible: there are {in_channels} channels.")
         self.unet = make_unet(self.config, num_classes, in_channels, strides, planned)
         self.sam2_branch = make_sam2_branch(self.config, num_classes, in_channels, self.unet.middle_channels)
+        self.feature_fusion = make_feature_fusion(self.config, self.unet)
         self.fusion = make_fusion(self.config, num_classes)
         self.state_was_loaded = False
         """True once `load_state_dict` has filled it"""
@@ -67,41 +68,73 @@ class AutoSAM2(nn.Module):
         self,
         volume: Tensor,
         foreground: Tensor | None = None,
-        masks: VolumeMasks | None = None,
-        return_masks: bool = False,
-    ) -> Tensor | AutoSAM2Output | tuple[Tensor, VolumeMasks | None]:
+        sam2: SAM2Output | None = None,
+        return_sam2: bool = False,
+    ) -> Tensor | AutoSAM2Output | tuple[Tensor, SAM2Output]:
         """[B, C, D, H, W], z-scores → logits [B, num_classes, D, H, W], or AutoSAM2Output under deep supervision.
 
         Args:
             foreground: [B, R, D, H, W], probabilities of the regions (or foreground classes) from elsewhere, to
                 select slices and prompts by in the place of the UNet's.
-            masks: SAM2's masks of this volume where they are known, in the place of prompting it.
-            return_masks: return logits and SAM2's masks, None without SAM2, from which `masks` can be had.
+            sam2: what SAM2 makes of this volume where it is known, in the place of asking it.
+            return_sam2: return logits and what SAM2 has made of the volume, from which `sam2` can be had.
         """
         size, volume = volume.shape[2:], self._padded(volume)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
-            unet = self.unet(volume, self.config.enable_unet_decoder)
-        logits, sam2, fused = cropped(unet.logits[0], size), None, None
-        if self.config.uses_sam2:
+        foreground = foreground if foreground is None else self._padded(foreground)
+        masks, known = sam2 or SAM2Output(None, None)
+        unet, known = self._run_unet(volume, foreground, size, known)
+        logits, slices, fused = cropped(unet.logits[0], size), None, None
+        if self.config.makes_masks:
             seen = unet if self._trains_jointly else unet.detach()
             if masks is None:
-                foreground = self._foreground(unet) if foreground is None else self._padded(foreground)
-                sam2, masks = self._segment_with_sam2(volume, seen, foreground, size)
+                slices, masks = self._segment_with_sam2(volume, seen, foreground, size, known)
             logits, fused = self._fuse(cropped(seen.logits[0], size), masks)
-        if return_masks:
-            return logits, masks
-        return AutoSAM2Output(logits, unet.logits, sam2, fused) if self.deep_supervision else logits
+        if return_sam2:
+            return logits, SAM2Output(masks, known)
+        return AutoSAM2Output(logits, unet.logits, slices, fused) if self.deep_supervision else logits
+
+    def _run_unet(
+        self, volume: Tensor, foreground: Tensor | None, size: Sequence[int], known: SliceEmbeddings | None
+    ) -> tuple[UNetOutput, SliceEmbeddings | None]:
+        """The UNet, and between its halves the embeddings that it gets from SAM2, if it gets any."""
+        gradients = torch.is_grad_enabled()
+        if self.feature_fusion is None or not self.config.uses_sam2:
+            with torch.set_grad_enabled(gradients and not self.config.freeze_backbone):
+                return self.unet(volume, self.config.enable_unet_decoder), None
+        with torch.set_grad_enabled(gradients and not self.config.freeze_backbone):
+            half = self.unet.coarse_half(volume)
+        if known is None:
+            known = self._encode_with_sam2(volume, half, foreground, size)
+        return self.unet.fine_half(half, self.feature_fusion(known, volume.shape[2:])), known
+
+    def _encode_with_sam2(
+        self, volume: Tensor, half: CoarseHalf, foreground: Tensor | None, size: Sequence[int]
+    ) -> SliceEmbeddings:
+        from nnunet_autosam2.architectures.sam2.volume import cudnn_benchmark, encode_volume
+
+        assert self.sam2_branch is not None
+        if foreground is None:
+            coarse = self._foreground(self.unet.coarse_logits(half))
+            foreground = resize(coarse, (volume.shape[2], *coarse.shape[3:]))
+        with cudnn_benchmark(allowed=self.training):
+            return encode_volume(self.sam2_branch, volume, foreground, size, self.config)
 
     def _segment_with_sam2(
-        self, volume: Tensor, unet: UNetOutput, foreground: Tensor, size: Sequence[int]
+        self,
+        volume: Tensor,
+        unet: UNetOutput,
+        foreground: Tensor | None,
+        size: Sequence[int],
+        known: SliceEmbeddings | None,
     ) -> tuple[SampleMasks, VolumeMasks]:
         from nnunet_autosam2.architectures.sam2.volume import cudnn_benchmark, segment_volume
 
         assert self.sam2_branch is not None
+        foreground = self._foreground(unet.logits[0]) if foreground is None else foreground
         # Not while nnU-Net validates during a training, with deep supervision and often.
         track = self.config.propagation == "memory" and not (self.training or self.deep_supervision)
         with cudnn_benchmark(allowed=self.training):
-            return segment_volume(self.sam2_branch, volume, unet, foreground, size, self.config, track)
+            return segment_volume(self.sam2_branch, volume, unet, foreground, size, self.config, track, known)
 
     def _fuse(self, unet: Tensor, masks: VolumeMasks) -> tuple[Tensor, Fused | None]:
         region_based = self.config.region_based
@@ -130,9 +163,9 @@ class AutoSAM2(nn.Module):
         """Without deep supervision the fused output is all that a loss gets to see: it trains all that trains."""
         return not self.deep_supervision or self.config.joint_training or not self.config.enable_unet_decoder
 
-    def _foreground(self, unet: UNetOutput) -> Tensor:
+    def _foreground(self, logits: Tensor) -> Tensor:
         """Probabilities [B, R, ...] of the foreground, detached."""
-        logits = unet.logits[0].detach().float()
+        logits = logits.detach().float()
         return logits.sigmoid() if self.config.region_based else logits.softmax(1)[:, 1:]
 
     def _padded(self, volume: Tensor) -> Tensor:
@@ -149,7 +182,8 @@ class AutoSAM2(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Its parts in place, with torch.compile: slices and prompts between them differ from patch to patch."""
-        for part in (self.unet, self.sam2_branch, self.fusion):
+        unet = [self.unet] if self.feature_fusion is None else self.unet.parts()
+        for part in (*unet, self.sam2_branch, self.fusion):
             if part is not None:
                 part.compile(*args, **kwargs)
 
@@ -185,7 +219,7 @@ class AutoSAM2(nn.Module):
     @property
     def output_strides(self) -> list[Size3d]:
         """Strides of the UNet's outputs under deep supervision, finest first."""
-        one = self.config.freeze_backbone or not self.config.enable_unet_decoder
+        one = not (self.config.unet_outputs_train and self.config.enable_unet_decoder)
         return [(1, 1, 1)] if one else self.unet.strides
 
     def train(self, mode: bool = True) -> AutoSAM2:
@@ -198,7 +232,7 @@ class AutoSAM2(nn.Module):
     def set_deep_supervision(self, enabled: bool) -> None:
         """True: `forward` returns an AutoSAM2Output, for the loss. False: the logits alone."""
         self.deep_supervision = enabled
-        self.unet.deep_supervision = enabled and not self.config.freeze_backbone
+        self.unet.deep_supervision = enabled and self.config.unet_outputs_train
         if self.fusion is not None:
             self.fusion.deep_supervision = enabled
 

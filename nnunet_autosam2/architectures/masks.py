@@ -1,9 +1,53 @@
-"""SAM2's masks: of slices, of the selected slices of a sample, and of a volume; R regions (or foreground classes)."""
+"""What SAM2 makes of slices, of the selected slices of a sample, and of a volume; R regions (or foreground classes)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+
+class ImageEmbeddings(NamedTuple):
+    """Of N slices, as images of S pixels."""
+
+    image: Tensor
+    """[N, 256, S / 16, S / 16], before any memory"""
+    fine: Tensor
+    """[N, 32, S / 4, S / 4]"""
+    middle: Tensor
+    """[N, 64, S / 8, S / 8]"""
+
+
+class SliceEmbeddings(NamedTuple):
+    """The image encoder's answer on the selected slices of a volume."""
+
+    embeddings: ImageEmbeddings | None
+    """Of the N slices that have been encoded, sample by sample; None where there are none"""
+    slices: Tensor
+    """[B, K], positions along the slice axis, ascending"""
+    encoded: Tensor
+    """[B, K], False where a prediction skipped the slice because the UNet sees nothing there"""
+    depth: int
+    """D"""
+
+    def mirrored(self, axes: Sequence[int]) -> "SliceEmbeddings":
+        """Those of the volume that is mirrored along `axes` of [B, C, D, H, W].
+
+        SAM2 would see something else in mirrored slices; these are mirror images of what it has seen.
+        """
+        if self.embeddings is None:
+            return self
+        in_plane = tuple(axis - 1 for axis in axes if axis > 2)
+        embeddings = ImageEmbeddings(*(each.flip(in_plane) for each in self.embeddings))
+        if 2 not in axes:
+            return self._replace(embeddings=embeddings)
+        rows = torch.zeros_like(self.slices).masked_scatter(
+            self.encoded, torch.arange(len(embeddings.image), device=self.slices.device)
+        )
+        encoded = self.encoded.flip(1)
+        order = rows.flip(1)[encoded]
+        embeddings = ImageEmbeddings(*(each[order] for each in embeddings))
+        return SliceEmbeddings(embeddings, self.depth - 1 - self.slices.flip(1), encoded, self.depth)
 
 
 class SliceMasks(NamedTuple):
@@ -61,6 +105,21 @@ class VolumeMasks(NamedTuple):
         """The masks of the volume that is mirrored along `axes` of [B, C, D, H, W]."""
         scores = (values.flip(-1) if 2 in axes else values for values in self[1:])
         return VolumeMasks(self.logits.flip(tuple(axes)), *scores)
+
+
+class SAM2Output(NamedTuple):
+    """What SAM2 has made of a volume, which serves its mirror images too."""
+
+    masks: VolumeMasks | None
+    """None where it makes none"""
+    embeddings: SliceEmbeddings | None
+    """None where they serve for nothing but the masks"""
+
+    def mirrored(self, axes: Sequence[int]) -> "SAM2Output":
+        """That of the volume that is mirrored along `axes` of [B, C, D, H, W]."""
+        masks = None if self.masks is None else self.masks.mirrored(axes)
+        embeddings = None if self.embeddings is None else self.embeddings.mirrored(axes)
+        return SAM2Output(masks, embeddings)
 
 
 def cropped(volume: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The three parts of the network, as the configuration describes them: UNet, SAM2 and fusion."""
+"""The parts of the network, as the configuration describes them: UNet, SAM2, and the fusions of features and masks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from nnunet_autosam2.architectures.backbone import Backbone
+from nnunet_autosam2.architectures.feature_fusion import FeatureFusion
 from nnunet_autosam2.architectures.fusion import FixedFusion, Fusion, GatedFusion
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.unet import ResidualUNet3d
@@ -22,9 +24,9 @@ def make_unet(
     in_channels: int,
     strides: Sequence[Sequence[int]],
     planned: nn.Module | None,
-) -> ResidualUNet3d | PlannedUNet:
+) -> Backbone:
     """AutoSAM2's own UNet, or the network that nnU-Net planned; frozen where the configuration says so."""
-    unet: ResidualUNet3d | PlannedUNet
+    unet: Backbone
     if planned is None:
         unet = ResidualUNet3d(in_channels, num_classes, strides, config.enable_unet_decoder)
     else:
@@ -50,9 +52,17 @@ def make_sam2_branch(
     return branch
 
 
+def make_feature_fusion(config: AutoSAM2Config, unet: Backbone) -> FeatureFusion | None:
+    """The way of SAM2's embeddings into the UNet's decoder, where the configuration has it."""
+    if not (config.feature_fusion and config.uses_sam2):
+        return None
+    levels = range(unet.middle + 1)
+    return FeatureFusion([unet.decoder_channels(level) for level in levels], unet.strides[: len(levels)])
+
+
 def make_fusion(config: AutoSAM2Config, num_classes: int) -> Fusion | None:
     """A fusion where there are two halves to fuse; its gate starts closed on a trained network."""
-    if not (config.uses_sam2 and config.enable_unet_decoder):
+    if not (config.makes_masks and config.enable_unet_decoder):
         return None
     closed = config.backbone_checkpoint is not None
     return GatedFusion(num_classes, closed) if config.fusion == "gated" else FixedFusion()

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_autosam2.architectures.unet import UNetOutput, level_strides, middle_level, resize
+from nnunet_autosam2.architectures.backbone import Backbone, level_strides, middle_level
 
 
-class PlannedUNet(nn.Module):
+class PlannedUNet(Backbone):
     """A PlainConvUNet or ResidualEncoderUNet of dynamic-network-architectures, with features for SAM2.
 
     Its parameters keep their names, below `network`, so that a checkpoint of nnU-Net fills it.
@@ -22,37 +22,28 @@ class PlannedUNet(nn.Module):
         super().__init__()
         self.network: Any = network
         self.full_resolution = full_resolution
-        self.deep_supervision = True
         levels = level_strides(network.encoder.strides)
         self.total_stride = levels[-1]
         self.middle = middle_level(levels)
-        self.middle_channels: int = network.encoder.output_channels[self.middle]
         self.strides = levels[:-1]
-        """Strides of the outputs, finest first"""
         if not full_resolution:
             decoder = network.decoder
             for parts in (decoder.transpconvs, decoder.stages, decoder.seg_layers):
                 del parts[len(self.strides) - self.middle :]
             decoder.seg_layers[:-1].requires_grad_(False)
 
-    def forward(self, volume: Tensor, full_resolution: bool = True) -> UNetOutput:
-        """[B, C, D, H, W] → logits at the input's size and the features that prompt SAM2."""
-        features = self._decode(self.network.encoder(volume), finest=0 if full_resolution else self.middle)
-        if not full_resolution:
-            coarse = self._head(self.middle)(features[self.middle])
-            return UNetOutput((resize(coarse, volume.shape[2:]),), features[self.middle])
-        levels = range(len(self.strides) if self.deep_supervision else 1)
-        return UNetOutput(tuple(self._head(level)(features[level]) for level in levels), features[self.middle])
+    def encode(self, volume: Tensor) -> list[Tensor]:
+        return self.network.encoder(volume)
 
-    def _decode(self, skips: list[Tensor], finest: int) -> dict[int, Tensor]:
-        """Level → features, down to level `finest`."""
-        decoder = self.network.decoder
-        x = skips[-1]
-        features = {}
-        for level in reversed(range(finest, len(self.strides))):
-            upsample, stage = (parts[len(self.strides) - 1 - level] for parts in (decoder.transpconvs, decoder.stages))
-            x = features[level] = stage(torch.cat((upsample(x), skips[level]), dim=1))
-        return features
+    def decode(self, level: int, x: Tensor, skip: Tensor) -> Tensor:
+        decoder, position = self.network.decoder, len(self.strides) - 1 - level
+        return decoder.stages[position](torch.cat((decoder.transpconvs[position](x), skip), dim=1))
 
-    def _head(self, level: int) -> nn.Module:
+    def head(self, level: int) -> nn.Module:
         return self.network.decoder.seg_layers[len(self.strides) - 1 - level]
+
+    def parts(self) -> list[nn.Module]:
+        return [self.network.encoder, *self.network.decoder.stages]
+
+    def decoder_channels(self, level: int) -> int:
+        return self.network.encoder.output_channels[level]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 MARK = ".seg_layers."
-SAM2_HALF = ("sam2_branch.", "fusion.")
+SAM2_HALF = ("sam2_branch.", "feature_fusion.", "fusion.")
 
 
 class HasSegLayers(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,27 +11,14 @@ from dynamic_network_architectures.building_blocks.simple_conv_blocks import Con
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.backbone import Backbone, Size3d, level_strides, middle_level, resize
+
 FEATURES = (16, 32, 64, 128, 128)
 """Stem, then four encoder blocks"""
-MIDDLE_STRIDE = 4
-"""In-plane stride of the decoder features that prompt SAM2"""
 NUM_GROUPS = 8
 
-Size3d = tuple[int, int, int]
 
-
-class UNetOutput(NamedTuple):
-    logits: tuple[Tensor, ...]
-    """[B, C, D, H, W], then one entry a deep-supervision head, from fine to coarse"""
-    middle_features: Tensor
-    """[B, F, D / sd, H / 4, W / 4], with sd the stride along the slices"""
-
-    def detach(self) -> UNetOutput:
-        """The same, for whoever must not train the UNet."""
-        return UNetOutput(tuple(logits.detach() for logits in self.logits), self.middle_features.detach())
-
-
-class ResidualUNet3d(nn.Module):
+class ResidualUNet3d(Backbone):
     """5×5×5 stem, four residual encoder blocks, a mirrored decoder with trilinear upsampling and skips.
 
     Args:
@@ -55,26 +41,24 @@ class ResidualUNet3d(nn.Module):
         self.total_stride = levels[-1]
         self.middle = middle_level(levels)
         self.strides = levels[: self.middle + 1]
-        """Strides of the outputs, finest first"""
         self.encoder = Encoder(in_channels, strides)
         self.decoder = Decoder(num_classes, self.middle, full_resolution)
         self.full_resolution = full_resolution
-        self.deep_supervision = True
 
-    @property
-    def middle_channels(self) -> int:
-        return self.decoder.channels[self.middle]
+    def encode(self, volume: Tensor) -> list[Tensor]:
+        return self.encoder(volume)
 
-    def forward(self, volume: Tensor, full_resolution: bool = True) -> UNetOutput:
-        """[B, C, D, H, W] → logits at the input's size and the features that prompt SAM2."""
-        skips = self.encoder(volume)
-        features = self.decoder(skips, finest=0 if full_resolution else self.middle)
-        heads = self.decoder.seg_layers
-        if not full_resolution:
-            coarse = heads[str(self.middle)](features[self.middle])
-            return UNetOutput((resize(coarse, volume.shape[2:]),), features[self.middle])
-        levels = range(self.middle + 1) if self.deep_supervision else range(1)
-        return UNetOutput(tuple(heads[str(i)](features[i]) for i in levels), features[self.middle])
+    def decode(self, level: int, x: Tensor, skip: Tensor) -> Tensor:
+        return self.decoder(level, x, skip)
+
+    def head(self, level: int) -> nn.Module:
+        return self.decoder.seg_layers[str(level)]
+
+    def parts(self) -> list[nn.Module]:
+        return [self.encoder, *self.decoder.blocks.values()]
+
+    def decoder_channels(self, level: int) -> int:
+        return self.decoder.channels[level]
 
 
 class Encoder(nn.Module):
@@ -116,14 +100,9 @@ class Decoder(nn.Module):
             {str(i): nn.Conv3d(self.channels[i], num_classes, 1) for i in levels if i <= middle}
         )
 
-    def forward(self, skips: list[Tensor], finest: int) -> dict[int, Tensor]:
-        """Level → features, down to level `finest`."""
-        x = skips[-1]
-        features = {}
-        for level in reversed(range(finest, len(self.channels))):
-            x = torch.cat([resize(x, skips[level].shape[2:]), skips[level]], dim=1)
-            x = features[level] = self.blocks[str(level)](x)
-        return features
+    def forward(self, level: int, x: Tensor, skip: Tensor) -> Tensor:
+        """Features of a level, from those of the level below and the encoder's."""
+        return self.blocks[str(level)](torch.cat([resize(x, skip.shape[2:]), skip], dim=1))
 
 
 class GroupNorm(nn.GroupNorm):
@@ -154,11 +133,6 @@ def residual_block(in_channels: int, out_channels: int, stride: int | Sequence[i
     )
 
 
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Trilinear."""
-    return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
-
-
 def strides_for(patch_size: Sequence[int], planned: Sequence[Sequence[int]] = ()) -> list[Size3d]:
     """Strides of the four blocks for a patch: those that nnU-Net planned, continued where it planned fewer.
 
@@ -173,16 +147,3 @@ def strides_for(patch_size: Sequence[int], planned: Sequence[Sequence[int]] = ()
         strides.append((int(stride[0]), int(stride[1]), int(stride[2])))
         size = size // stride
     return strides
-
-
-def level_strides(strides: Sequence[Sequence[int]]) -> list[Size3d]:
-    """Strides from level to level → of each level against the input."""
-    return [(int(d), int(h), int(w)) for d, h, w in np.cumprod(strides, axis=0)]
-
-
-def middle_level(levels: Sequence[Size3d]) -> int:
-    """The first level with the in-plane stride of the middle features, else the coarsest one of the decoder."""
-    for level, stride in enumerate(levels[:-1]):
-        if max(stride[1:]) >= MIDDLE_STRIDE:
-            return level
-    return len(levels) - 2

@@ -125,7 +125,7 @@ class AutoSAM2Loss(nn.Module):
 
     Args:
         gated: the fusion has a gate, which learns from nothing but its own term.
-        unet_trains: False with a frozen backbone, whose outputs have no loss.
+        unet_trains: False with a frozen backbone without SAM2's features, whose outputs have no loss.
         sample_weight: of this process's samples. Distributed data parallel takes the mean over processes, in which a
             sample would count the more the fewer its process has: see `sample_weight_of`.
     """
@@ -191,7 +191,7 @@ class AutoSAM2Loss(nn.Module):
         )
         gated = config.fusion == "gated"
         weights = (config.unet_loss_weight, config.sam2_loss_weight)
-        return cls(segmentation, *weights, gated, sample_weight, unet_trains=not config.freeze_backbone)
+        return cls(segmentation, *weights, gated, sample_weight, unet_trains=config.unet_outputs_train)
 
     def forward(self, output: AutoSAM2Output | Tensor, target: Sequence[Tensor] | Tensor) -> Tensor:
         """

@@ -41,7 +41,7 @@ def _structure(config: AutoSAM2Config) -> dict[str, Any]:
     keys = ["enable_unet_decoder", "backbone", "freeze_backbone", "region_based"]
     if not config.uses_sam2:
         return {"enable_sam2": False, "slice_fraction": 0, **{key: getattr(config, key) for key in keys}}
-    keys += ["sam2_model", "sam2_tuning", "propagation", "mask_prompt"]
+    keys += ["sam2_model", "sam2_tuning", "propagation", "mask_prompt", "feature_fusion"]
     if config.sam2_tuning == "lora":
         keys.append("lora_rank")
     if config.enable_unet_decoder:

@@ -12,7 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
-from nnunet_autosam2.architectures.masks import VolumeMasks
+from nnunet_autosam2.architectures.masks import SAM2Output
 
 PREDICT_TILE = "_internal_maybe_mirror_and_predict"
 MIRRORINGS = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
@@ -20,7 +20,7 @@ MIRRORINGS = [axes for count in range(4) for axes in itertools.combinations((2, 
 
 
 class SAM2OncePerTile:
-    """A network for the passes of one tile: SAM2's masks of the first pass, mirrored, serve its mirror images.
+    """A network for the passes of one tile: what SAM2 makes of the first, mirrored, serves its mirror images.
 
     nnU-Net shows a tile to the network, and then each of its seven mirror images, in which the UNet sees nearly the
     same. SAM2 would cost as much as in eight tiles.
@@ -29,18 +29,18 @@ class SAM2OncePerTile:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.tile: Tensor | None = None
-        self.masks: VolumeMasks | None = None
+        self.sam2: SAM2Output | None = None
         self.axes: tuple[int, ...] = ()
 
     def __call__(self, volume: Tensor) -> Tensor:
         """[B, C, D, H, W] → logits."""
         axes = None if self.tile is None else mirrored_axes(volume, self.tile, self.axes)
-        if axes is None or self.masks is None:
-            logits, self.masks = self.network(volume, return_masks=True)
+        if axes is None or self.sam2 is None:
+            logits, self.sam2 = self.network(volume, return_sam2=True)
             self.tile, self.axes = volume, ()
             return logits
         self.axes = axes
-        return self.network(volume, masks=self.masks.mirrored(axes))
+        return self.network(volume, sam2=self.sam2.mirrored(axes))
 
 
 def mirrored_axes(volume: Tensor, other: Tensor, last: tuple[int, ...] = ()) -> tuple[int, ...] | None:

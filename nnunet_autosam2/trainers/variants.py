@@ -27,6 +27,12 @@ class nnUNetTrainerAutoSAM2_Fixed(nnUNetTrainerAutoSAM2):
     parameters = {"fusion": "fixed"}
 
 
+class nnUNetTrainerAutoSAM2_Features(nnUNetTrainerAutoSAM2):
+    """SAM2's image embeddings in the UNet's decoder, beside its masks."""
+
+    parameters = {"feature_fusion": True}
+
+
 class nnUNetTrainerAutoSAM2_Plans(nnUNetTrainerAutoSAM2):
     """The network that nnU-Net planned as the backbone, from scratch."""
 

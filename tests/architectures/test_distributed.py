@@ -28,6 +28,8 @@ MODES = {
     "all of SAM2 trains": {"sam2_tuning": "full"},
     "mask prompts": {"mask_prompt": True},
     "window": {"training_slices": 2},
+    "features": {"feature_fusion": True, "training_slices": 2},
+    "features alone": {"feature_fusion": True, "fusion": "off", "sam2_tuning": "full"},
 }
 
 

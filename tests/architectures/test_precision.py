@@ -35,12 +35,15 @@ OPTIONS = {
     "window": {"training_slices": 2},
     "window of one": {"training_slices": 1, "slice_fraction": 1.0},
     "window, SAM2 only": {"training_slices": 2, "enable_unet_decoder": False},
+    "features": {"feature_fusion": True},
+    "features alone": {"feature_fusion": True, "fusion": "off"},
+    "features, all of SAM2 trains": {"feature_fusion": True, "sam2_tuning": "full", "slice_fraction": 1.0},
     "window, joint training": {"training_slices": 2, "joint_training": True},
 }
 DEPTH = 16
 PRESENT = {"no slice": [], "one slice": [5], "all slices": list(range(DEPTH))}
 HALF = [torch.float16, torch.bfloat16]
-QUICK = ("defaults", "memory", "memory, all slices", "mask prompt")
+QUICK = ("defaults", "memory", "memory, all slices", "mask prompt", "features")
 """In the gate: half precision is slow on most CPUs. Where there is a GPU all of them run there."""
 
 

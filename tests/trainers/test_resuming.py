@@ -28,6 +28,7 @@ OTHER: dict[str, Any] = {
     "bg_blend": 0.4,
     "tumor_blend": 0.4,
     "gate_veto": False,
+    "feature_fusion": True,
     "backbone": "plans",
     "sam2_model": "sam2.1-hiera-small",
     "sam2_checkpoint": "auto",
@@ -68,6 +69,7 @@ PAIRS = {
         SMALL.updated({"backbone": "plans", "backbone_checkpoint": "auto", "freeze_backbone": frozen})
         for frozen in (False, True)
     ),
+    "fusion": tuple(SMALL.updated({"feature_fusion": True, "fusion": fusion}) for fusion in ("gated", "off")),
     "another file": tuple(
         SMALL.updated({"backbone": "plans", "backbone_checkpoint": path}) for path in ("a.pth", "auto")
     ),

@@ -13,6 +13,7 @@ CHANGED = {
     "nnUNetTrainerAutoSAM2_60": {"slice_fraction": 0.6},
     "nnUNetTrainerAutoSAM2_UNetOnly": {"enable_sam2": False},
     "nnUNetTrainerAutoSAM2_SAM2Only": {"enable_unet_decoder": False},
+    "nnUNetTrainerAutoSAM2_Features": {"feature_fusion": True},
     "nnUNetTrainerAutoSAM2_Fixed": {"fusion": "fixed"},
     "nnUNetTrainerAutoSAM2_Plans": {"backbone": "plans"},
     "nnUNetTrainerAutoSAM2_OnBaseline": {

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.bridge import Bridge
-from nnunet_autosam2.architectures.masks import SliceMasks
+from nnunet_autosam2.architectures.masks import ImageEmbeddings, SliceMasks
 from nnunet_autosam2.architectures.mri_to_rgb import MRIToRGB
 from nnunet_autosam2.architectures.prompts import THRESHOLD, Prompts, generate_prompts
 from nnunet_autosam2.architectures.sam2 import weights
 from nnunet_autosam2.architectures.sam2.chunking import Chunked
-from nnunet_autosam2.architectures.sam2.model import SAM2, ImageEmbeddings, Memory, supports_bfloat16
+from nnunet_autosam2.architectures.sam2.model import SAM2, Memory, supports_bfloat16
 from nnunet_autosam2.architectures.sam2.tuning import ENCODER_TRAINS, set_tuning
 from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import AutoSAM2Config
@@ -35,10 +35,11 @@ class SAM2Branch(nn.Module):
     def __init__(self, in_channels: int, middle_channels: int, num_regions: int, config: AutoSAM2Config) -> None:
         super().__init__()
         self.sam2 = SAM2.build(config.sam2_model, config.sam2_image_size, memory=config.propagation == "memory")
-        set_tuning(self.sam2, config.sam2_tuning, config.lora_rank, config.mask_prompt)
+        set_tuning(self.sam2, config.sam2_tuning, config.lora_rank, config.mask_prompt, config.makes_masks)
         rgb_channels = config.rgb_channels or tuple(i % in_channels for i in range(3))
         self.mri_to_rgb = MRIToRGB(in_channels, rgb_channels, config.sam2_image_size)
         self.bridge = Bridge(middle_channels, num_regions, self.sam2.sam_image_embedding_size)
+        self.bridge.requires_grad_(config.makes_masks)
         self.encoder_trains = config.sam2_tuning in ENCODER_TRAINS
         self.mri_to_rgb.requires_grad_(self.encoder_trains)
         self.training_window = TrainingWindow()
@@ -52,7 +53,12 @@ class SAM2Branch(nn.Module):
         self.prompt_chunks = Chunked(masks, "prompts", recompute=False, size_on_gpu=masks_on_gpu, unit="mask")
 
     def forward(
-        self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config
+        self,
+        slices: Tensor,
+        features: Tensor,
+        probabilities: Tensor,
+        config: AutoSAM2Config,
+        embeddings: ImageEmbeddings | None = None,
     ) -> tuple[SliceMasks, Prompts, ImageEmbeddings]:
         """Masks of R regions on N slices, what they were prompted with, and the embeddings of the slices.
 
@@ -61,10 +67,11 @@ class SAM2Branch(nn.Module):
             features: [N, F, H / 4, W / 4] of the UNet.
             probabilities: [N, R, H, W], the UNet's opinion, for the prompts.
             config: which prompts.
+            embeddings: of the slices, where they are known.
         """
         # First, as they wait for what a GPU has been given to do.
         prompts = self.prompts(probabilities, config)
-        embeddings = self.encode(slices)
+        embeddings = self.encode(slices) if embeddings is None else embeddings
         dense = (features, probabilities) if config.mask_prompt else (features,)
         return self.decode(embeddings, prompts, dense, probabilities.shape[2:]), prompts, embeddings
 

@@ -12,19 +12,10 @@ from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.masks import SliceMasks
+from nnunet_autosam2.architectures.masks import ImageEmbeddings, SliceMasks
 from nnunet_autosam2.architectures.sam2.mask_decoder import BatchedMaskDecoder
 from nnunet_autosam2.architectures.sam2.weights import VIDEO_MEMORY
 from nnunet_autosam2.architectures.sam2.windowed_attention import skip_padding
-
-
-class ImageEmbeddings(NamedTuple):
-    image: Tensor
-    """[N, 256, S / 16, S / 16], before any memory"""
-    fine: Tensor
-    """[N, 32, S / 4, S / 4]"""
-    middle: Tensor
-    """[N, 64, S / 8, S / 8]"""
 
 
 class Memory(NamedTuple):

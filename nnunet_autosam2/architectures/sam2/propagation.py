@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.masks import SliceMasks, VolumeMasks
+from nnunet_autosam2.architectures.masks import ImageEmbeddings, SliceMasks, VolumeMasks
 from nnunet_autosam2.architectures.reconstruction import SlicePositions
 from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
-from nnunet_autosam2.architectures.sam2.model import ImageEmbeddings, Memory
+from nnunet_autosam2.architectures.sam2.model import Memory
 
 ABSENT = -10.0
 """Object score of a selected slice that SAM2 was not prompted on, as SAM2 itself gives it to an empty mask"""

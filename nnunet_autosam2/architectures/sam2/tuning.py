@@ -12,8 +12,9 @@ ADAPTED = r"trunk\.blocks\.\d+\.attn\.(qkv|proj)"
 ENCODER_TRAINS = ("lora", "full")
 
 
-def set_tuning(sam2: SAM2, tuning: str, lora_rank: int, mask_prompt: bool) -> None:
-    """Makes trainable what `tuning` says, see `AutoSAM2Config.sam2_tuning`; nothing that has no part in the masks.
+def set_tuning(sam2: SAM2, tuning: str, lora_rank: int, mask_prompt: bool, masks: bool = True) -> None:
+    """Makes trainable what `tuning` says, see `AutoSAM2Config.sam2_tuning`; nothing that has no part in the masks, or,
+    without `masks`, in the image embeddings.
 
     Where the image encoder trains, its blocks compute their activations again in the backward pass.
     """
@@ -21,10 +22,10 @@ def set_tuning(sam2: SAM2, tuning: str, lora_rank: int, mask_prompt: bool) -> No
     if tuning == "frozen":
         return
     sam2.image_encoder.requires_grad_(tuning == "full")
-    sam2.no_mem_embed.requires_grad_(tuning == "full")
-    sam2.sam_prompt_encoder.requires_grad_(True)
-    sam2.sam_prompt_encoder.mask_downscaling.requires_grad_(mask_prompt)
-    sam2.sam_mask_decoder.requires_grad_(True)
+    sam2.no_mem_embed.requires_grad_(masks and tuning == "full")
+    sam2.sam_prompt_encoder.requires_grad_(masks)
+    sam2.sam_prompt_encoder.mask_downscaling.requires_grad_(masks and mask_prompt)
+    sam2.sam_mask_decoder.requires_grad_(masks)
     # These two run once an image, within the encoder's pass.
     for projection in (sam2.sam_mask_decoder.conv_s0, sam2.sam_mask_decoder.conv_s1):
         projection.requires_grad_(tuning == "full")

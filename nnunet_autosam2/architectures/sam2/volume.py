@@ -7,14 +7,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_autosam2.architectures.masks import SampleMasks, VolumeMasks
+from nnunet_autosam2.architectures.backbone import UNetOutput, resize
+from nnunet_autosam2.architectures.masks import ImageEmbeddings, SampleMasks, SliceEmbeddings, VolumeMasks
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
 from nnunet_autosam2.architectures.reconstruction import locate_slices, reconstruct
 from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
 from nnunet_autosam2.architectures.sam2.propagation import propagate
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
-from nnunet_autosam2.architectures.unet import UNetOutput, resize
 from nnunet_autosam2.config import AutoSAM2Config
+
+SUSPICION = 0.1
+"""Probability of a region, at the coarse half's resolution, from which on a slice is worth its embeddings"""
+
+
+def encode_volume(
+    branch: SAM2Branch, volume: Tensor, foreground: Tensor, size: Sequence[int], config: AutoSAM2Config
+) -> SliceEmbeddings:
+    """SAM2's image embeddings of the selected slices; a prediction skips those on which the UNet suspects nothing.
+
+    Args: as of `segment_volume`, but for
+        foreground: [B, R, D, h, w], of any size within a slice.
+
+    Raises:
+        WeightsError: as `segment_volume`.
+    """
+    slices, chosen = choose_slices(branch, foreground, size[0], config, SUSPICION)
+    embeddings = None
+    if bool(chosen.any()):
+        branch.require_weights(config)
+        embeddings = branch.encode(take_slices(volume, slices)[chosen.flatten()])
+    return SliceEmbeddings(embeddings, slices, chosen, size[0])
 
 
 def segment_volume(
@@ -25,6 +47,7 @@ def segment_volume(
     size: Sequence[int],
     config: AutoSAM2Config,
     track: bool,
+    known: SliceEmbeddings | None = None,
 ) -> tuple[SampleMasks, VolumeMasks]:
     """SAM2's masks of the selected slices, the UNet's where it is not prompted, and those of all slices.
 
@@ -37,14 +60,15 @@ def segment_volume(
         foreground: [B, R, D, H, W], probabilities of the regions, which select slices and make prompts.
         size: of the volume without its padding.
         track: SAM2's memory in the place of interpolation between slices.
+        known: the selected slices and their embeddings, where they are.
 
     Raises:
         WeightsError: SAM2 has none, and there are none where the configuration says.
     """
-    slices = select_slices(foreground[:, :, : size[0]], num_slices(size[0], config.slice_fraction))
-    if branch.training:
-        slices = branch.training_window(slices, config.training_slices)
-    prompted = branch.training | has_foreground(foreground, slices)
+    if known is None:
+        slices, prompted = choose_slices(branch, foreground, size[0], config, THRESHOLD)
+    else:
+        slices, prompted = known.slices, known.encoded & (branch.training | has_foreground(foreground, known.slices))
     positions = locate_slices(slices, prompted, volume.shape[2])
     values = _unprompted(take_slices(unet.logits[0].detach().float(), slices), config)
     answer = None
@@ -52,7 +76,8 @@ def segment_volume(
         branch.require_weights(config)
         features = resize(unet.middle_features, (volume.shape[2], *unet.middle_features.shape[3:]))
         chosen = prompted.flatten()
-        answer = branch(*(take_slices(each, slices)[chosen] for each in (volume, features, foreground)), config)
+        inputs = (take_slices(each, slices)[chosen] for each in (volume, features, foreground))
+        answer = branch(*inputs, config, None if known is None else _embeddings_of(known, prompted))
         masks, prompts, _ = answer
         resized = F.interpolate(masks.logits, size=volume.shape[3:], mode="bilinear", align_corners=False)
         answered = (resized, masks.predicted_iou, masks.object_score, *prompts)
@@ -69,9 +94,26 @@ def segment_volume(
     return sample_masks, volume_masks.cropped(size)
 
 
-def has_foreground(foreground: Tensor, slices: Tensor) -> Tensor:
-    """[B, K], whether any probability [B, R, D, H, W] is above one half on the slices [B, K]."""
-    return (take_slices(foreground, slices) > THRESHOLD).flatten(1).any(1).view(slices.shape)
+def choose_slices(
+    branch: SAM2Branch, foreground: Tensor, depth: int, config: AutoSAM2Config, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """[B, K] slices for SAM2, and which of them it is asked about: in training all, of a window of those selected."""
+    slices = select_slices(foreground[:, :, :depth], num_slices(depth, config.slice_fraction))
+    if branch.training:
+        slices = branch.training_window(slices, config.training_slices)
+    return slices, branch.training | has_foreground(foreground, slices, threshold)
+
+
+def has_foreground(foreground: Tensor, slices: Tensor, threshold: float = THRESHOLD) -> Tensor:
+    """[B, K], whether any probability [B, R, D, H, W] is above the threshold on the slices [B, K]."""
+    return (take_slices(foreground, slices) > threshold).flatten(1).any(1).view(slices.shape)
+
+
+def _embeddings_of(known: SliceEmbeddings, prompted: Tensor) -> ImageEmbeddings:
+    """Of those slices that are prompted, which have been encoded."""
+    assert known.embeddings is not None
+    rows = prompted[known.encoded]
+    return ImageEmbeddings(*(each[rows] for each in known.embeddings))
 
 
 def take_slices(volume: Tensor, slices: Tensor) -> Tensor:

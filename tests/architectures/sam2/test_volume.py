@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.backbone import UNetOutput
 from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
 from nnunet_autosam2.architectures.sam2.volume import cudnn_benchmark, segment_volume, take_slices
 from nnunet_autosam2.architectures.slice_selection import select_slices
-from nnunet_autosam2.architectures.unet import UNetOutput
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
 

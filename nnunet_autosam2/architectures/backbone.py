@@ -1,0 +1,130 @@
+"""What the two UNets have in common: an encoder, and a decoder in two halves between which SAM2 may be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIDDLE_STRIDE = 4
+"""In-plane stride of the decoder features that prompt SAM2"""
+
+Size3d = tuple[int, int, int]
+
+
+class CoarseHalf(NamedTuple):
+    """A UNet down to its bottleneck and up again to the middle level."""
+
+    skips: list[Tensor]
+    """Of all levels, finest first"""
+    features: dict[int, Tensor]
+    """Of the decoder's levels from the coarsest one to the middle one, by their number"""
+
+
+class UNetOutput(NamedTuple):
+    logits: tuple[Tensor, ...]
+    """[B, C, D, H, W], then one entry a deep-supervision head, from fine to coarse"""
+    middle_features: Tensor
+    """[B, F, D / sd, H / 4, W / 4], with sd the stride along the slices"""
+
+    def detach(self) -> UNetOutput:
+        """The same, for whoever must not train the UNet."""
+        return UNetOutput(tuple(logits.detach() for logits in self.logits), self.middle_features.detach())
+
+
+class Backbone(nn.Module):
+    """A UNet whose levels count from 0, the finest. The middle one feeds SAM2.
+
+    A subclass has an encoder and the parts of a decoder, and says what they do.
+    """
+
+    total_stride: Size3d
+    """Every input size has to be a multiple of it"""
+    strides: list[Size3d]
+    """Strides of the outputs, finest first"""
+    middle: int
+    full_resolution: bool
+    """False: built without the decoder's fine half"""
+    deep_supervision = True
+
+    @property
+    def middle_channels(self) -> int:
+        return self.decoder_channels(self.middle)
+
+    def forward(self, volume: Tensor, full_resolution: bool = True) -> UNetOutput:
+        """[B, C, D, H, W] → logits at the input's size and the features that prompt SAM2."""
+        half = self.coarse_half(volume)
+        if full_resolution:
+            return self.fine_half(half)
+        return UNetOutput((resize(self.coarse_logits(half), volume.shape[2:]),), half.features[self.middle])
+
+    def coarse_half(self, volume: Tensor) -> CoarseHalf:
+        """[B, C, D, H, W] → all that `fine_half` needs."""
+        skips = self.encode(volume)
+        x = skips[-1]
+        features = {}
+        for level in reversed(range(self.middle, len(skips) - 1)):
+            x = features[level] = self.decode(level, x, skips[level])
+        return CoarseHalf(skips, features)
+
+    def coarse_logits(self, half: CoarseHalf) -> Tensor:
+        """[B, C', ...] of the middle level."""
+        return self.head(self.middle)(half.features[self.middle])
+
+    def fine_half(self, half: CoarseHalf, residuals: Mapping[int, Tensor] | None = None) -> UNetOutput:
+        """
+        Args:
+            residuals: added to the decoder's features, by level, from the middle one on.
+        """
+        residuals = residuals or {}
+        x = _added(half.features[self.middle], residuals.get(self.middle))
+        features = {**half.features, self.middle: x}
+        for level in reversed(range(self.middle)):
+            x = features[level] = _added(self.decode(level, x, half.skips[level]), residuals.get(level))
+        levels = range(len(self.strides) if self.deep_supervision else 1)
+        return UNetOutput(tuple(self.head(level)(features[level]) for level in levels), features[self.middle])
+
+    def parts(self) -> list[nn.Module]:
+        """The encoder and the stages of the decoder."""
+        raise NotImplementedError
+
+    def encode(self, volume: Tensor) -> list[Tensor]:
+        """The features of every level, finest first."""
+        raise NotImplementedError
+
+    def decode(self, level: int, x: Tensor, skip: Tensor) -> Tensor:
+        """Features of a level of the decoder, from those of the level below, and from the encoder's."""
+        raise NotImplementedError
+
+    def head(self, level: int) -> nn.Module:
+        """Makes logits of the decoder's features."""
+        raise NotImplementedError
+
+    def decoder_channels(self, level: int) -> int:
+        """Of the decoder's features."""
+        raise NotImplementedError
+
+
+def _added(x: Tensor, residual: Tensor | None) -> Tensor:
+    return x if residual is None else x + residual.to(x.dtype)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Trilinear."""
+    return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
+
+
+def level_strides(strides: Sequence[Sequence[int]]) -> list[Size3d]:
+    """Strides from level to level → of each level against the input."""
+    return [(int(d), int(h), int(w)) for d, h, w in np.cumprod(strides, axis=0)]
+
+
+def middle_level(levels: Sequence[Size3d]) -> int:
+    """The first level with the in-plane stride of the middle features, else the coarsest one of the decoder."""
+    for level, stride in enumerate(levels[:-1]):
+        if max(stride[1:]) >= MIDDLE_STRIDE:
+            return level
+    return len(levels) - 2

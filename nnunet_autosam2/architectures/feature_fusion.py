@@ -1,0 +1,79 @@
+"""SAM2's image embeddings in the UNet's decoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_autosam2.architectures.backbone import Size3d
+from nnunet_autosam2.architectures.masks import SliceEmbeddings
+from nnunet_autosam2.architectures.reconstruction import locate_slices
+
+EMBEDDINGS = {1: "fine", 2: "middle", 4: "image"}
+"""Scale of ImageEmbeddings by the in-plane stride of the levels from which on it serves: it has their resolution with
+images of four times the size of a patch"""
+CHANNELS = {"fine": 32, "middle": 64, "image": 256}
+NUM_GROUPS = 4
+
+
+class FeatureFusion(nn.Module):
+    """Residuals of the UNet's decoder, from the middle level to the finest, which start at zero.
+
+    Args:
+        channels: of the decoder's levels, finest first.
+        strides: of the same.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[Size3d]) -> None:
+        super().__init__()
+        self.strides = list(strides)
+        self.scales = [EMBEDDINGS[max(at for at in EMBEDDINGS if at <= max(stride[1:]))] for stride in strides]
+        self.levels = nn.ModuleList(
+            SliceResidual(CHANNELS[scale], count) for scale, count in zip(self.scales, channels, strict=True)
+        )
+
+    def forward(self, known: SliceEmbeddings, size: Sequence[int]) -> dict[int, Tensor]:
+        """Residual [B, F, d, h, w] of each level of a volume of `size` D, H, W; none if no slice has been encoded."""
+        if known.embeddings is None:
+            return {}
+        positions = locate_slices(known.slices, known.encoded, size[0])
+        weights = positions.weights * positions.covered[..., None]
+        return {
+            level: residual(getattr(known.embeddings, scale), known.encoded, weights, size, stride)
+            for level, (residual, scale, stride) in enumerate(zip(self.levels, self.scales, self.strides, strict=True))
+        }
+
+
+class SliceResidual(nn.Module):
+    """One level's: projected on the slices, interpolated between them and mixed along them."""
+
+    def __init__(self, embedding_channels: int, channels: int) -> None:
+        super().__init__()
+        self.project = nn.Sequential(
+            nn.Conv2d(embedding_channels, channels, 1, bias=False),
+            nn.GroupNorm(math.gcd(NUM_GROUPS, channels), channels),
+            nn.LeakyReLU(inplace=True),
+        )
+        self.mix = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), bias=False)
+        nn.init.zeros_(self.mix.weight)
+
+    def forward(
+        self, embeddings: Tensor, encoded: Tensor, weights: Tensor, size: Sequence[int], stride: Size3d
+    ) -> Tensor:
+        """
+        Args:
+            embeddings: [N, E, h, w].
+            encoded: [B, K], the N slices that they are of.
+            weights: [B, D, K] of the slices in every slice of the volume.
+        """
+        depth, height, width = (length // step for length, step in zip(size, stride, strict=True))
+        x = self.project(embeddings.to(self.mix.weight.dtype))
+        x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+        on_slices = x.new_zeros(encoded.numel(), *x.shape[1:]).index_put((encoded.flatten(),), x)
+        weights = weights.unflatten(1, (depth, -1)).mean(2).to(x.dtype)
+        volume = torch.einsum("bdk,bkfhw->bfdhw", weights, on_slices.unflatten(0, encoded.shape))
+        return self.mix(volume)
