@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -146,7 +146,7 @@ class StandInBranch(nn.Module):
 @click.option("--cases", default=16, show_default=True, help="To train on.")
 @click.option("--held-out", default=8, show_default=True, help="Cases to test on, beside these.")
 @click.option("--initial-lr", default=1e-3, show_default=True)
-@click.option("--fusion", type=click.Choice(get_args(Fusion)), default="gated", show_default=True)
+@click.option("--fusion", type=click.Choice(["fixed", "gated"]), default="gated", show_default=True)
 @click.option("--closed", is_flag=True, help="First a trained UNet, then as many iterations again from its weights.")
 def main(
     iterations: int, seeds: int, cases: int, held_out: int, initial_lr: float, fusion: Fusion, closed: bool

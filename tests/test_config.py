@@ -172,11 +172,11 @@ def test_what_is_frozen_was_trained():
 
 
 def test_without_masks_there_are_features_in_a_decoder():
-    with pytest.raises(ConfigurationError, match="fusion = 'off'.*fixed or gated with feature_fusion = false"):
+    with pytest.raises(ConfigurationError, match=r"fusion = 'off'.*fixed or gated with feature_fusion = false"):
         AutoSAM2Config(fusion="off")
-    with pytest.raises(ConfigurationError, match="feature_fusion = True.*enable_unet_decoder"):
+    with pytest.raises(ConfigurationError, match=r"feature_fusion = True.*enable_unet_decoder"):
         AutoSAM2Config(feature_fusion=True, enable_unet_decoder=False)
-    with pytest.raises(ConfigurationError, match="propagation = 'memory'.*linear with fusion = off"):
+    with pytest.raises(ConfigurationError, match=r"propagation = 'memory'.*linear with fusion = off"):
         AutoSAM2Config(feature_fusion=True, fusion="off", propagation="memory")
     assert not AutoSAM2Config(feature_fusion=True, fusion="off").makes_masks
     assert AutoSAM2Config(feature_fusion=True, fusion="off", enable_sam2=False).unet_outputs_train

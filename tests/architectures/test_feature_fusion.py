@@ -1,6 +1,7 @@
 """SAM2's embeddings in the decoder: as they come from the image encoder, on the slices and between them."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -197,7 +198,7 @@ def test_features_alone_need_neither_prompts_nor_masks(make_network, monkeypatch
     assert network.sam2_branch.sam2.image_encoder.trunk.patch_embed.proj.weight.requires_grad
 
 
-def encoded_slices(network: AutoSAM2, volume: Tensor, **arguments) -> tuple[list[int], object]:
+def encoded_slices(network: AutoSAM2, volume: Tensor, **arguments) -> tuple[list[int], Any]:
     """How many slices the image encoder gets, each time, and what the network returns."""
     seen: list[int] = []
     encoder = network.sam2_branch.sam2.image_encoder

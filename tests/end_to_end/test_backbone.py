@@ -1,4 +1,7 @@
-"""Baseline nnU-Net trained by its own trainer, then a hybrid that starts from it; all by nnU-Net's commands."""
+"""Baseline nnU-Net trained by its own trainer, then a hybrid that starts from it; all by nnU-Net's commands.
+
+All hybrids have SAM2's features in the decoder as well as its masks.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ import torch
 pytestmark = pytest.mark.end_to_end
 CPU = ("-device", "cpu")
 SMALL = ("--patch-size", "24", "32", "32", "--batch-size", "2", "--base-features", "8", "--max-features", "32")
-SHORT = ("sam2_image_size=64", "num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1")
+SHORT = (
+    "feature_fusion=true", "sam2_image_size=64", "num_epochs=1", "num_iterations_per_epoch=2",
+    "num_val_iterations_per_epoch=1",
+)  # fmt: skip
 STANDING_STILL = "initial_lr=1e-300"
 """So low a learning rate changes no number in float32: what is saved is step 0."""
 TRAINERS = Path(__file__).parents[2] / "experiments" / "trainers"
@@ -104,7 +110,9 @@ def test_an_upgrade_leaves_the_trained_nnunet_as_it_is(
     assert after["fusion.seg_layers.bias"].any()
     states = trained["optimizer_state"]["state"].values()
     assert states
-    assert all(state["exp_avg"].ndim < 5 for state in states), "all of the backbone's weights have five"
+    kernels = {tuple(state["exp_avg"].shape[2:]) for state in states if state["exp_avg"].ndim == 5}
+    assert kernels == {(3, 1, 1)}, "those of the features; all of the backbone's are cubes"
+    assert after["feature_fusion.levels.0.mix.weight"].any()
 
     plans = json.loads((upgraded / "plans.json").read_text())
     plans["configurations"][name]["autosam2"]["enable_sam2"] = False
