@@ -191,6 +191,16 @@ class AutoSAM2Config(BaseModel, frozen=True):
     rgb_channels: tuple[Channel, Channel, Channel] | None = None
     """Input channels that SAM2 sees as red, green and blue; null: FLAIR, T1ce, T2 where the names are known."""
 
+    # Set by the trainer from the plans
+    intensity_middles: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    """Middle of each channel's intensities as SAM2's images show them, 0 for z-scores; null: as nnU-Net's normalisation
+    says."""
+    intensity_widths: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    """Their width, 1 for z-scores; null: as nnU-Net's normalisation says."""
+    black_background: bool | None = None
+    """True: where all channels are 0, SAM2 sees black. Null: if nnU-Net normalises within the brain (or another mask),
+    which leaves 0 outside of it."""
+
     @model_validator(mode="after")
     def _backbone_for_its_checkpoint(self) -> AutoSAM2Config:
         fits = self.backbone_checkpoint is None or self.backbone == "plans"
@@ -304,6 +314,9 @@ class AutoSAM2Config(BaseModel, frozen=True):
         """
         there = f"channel numbers from 0 to {channels - 1}, which the data set has"
         self._require("rgb_channels", self.rgb_channels is None or max(self.rgb_channels) < channels, there)
+        for key in ("intensity_middles", "intensity_widths"):
+            values = getattr(self, key)
+            self._require(key, values is None or len(values) == channels, f"null, or {channels} numbers, one a channel")
         weights = f"null, or {outputs} numbers, one for each region, or for each class with background first"
         self._require("class_weights", self.class_weights is None or len(self.class_weights) == outputs, weights)
 

@@ -34,6 +34,7 @@ from nnunet_autosam2.trainers.diagnostics import COUNTED, HybridProgress, confus
 from nnunet_autosam2.trainers.early_stopping import ANNEALED, EarlyStopping, defined_ema
 from nnunet_autosam2.trainers.finite_steps import FiniteAdamW, SkippedSteps
 from nnunet_autosam2.trainers.gate_veto import GateVerdict, close_gates, open_gates
+from nnunet_autosam2.trainers.intensities import intensities
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 from nnunet_autosam2.trainers.resuming import changes, require_same_structure
@@ -114,12 +115,9 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         channel_names = list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())
         labels = plans_manager.get_label_manager(dataset_json)
         config.require_fits(len(channel_names), labels.num_segmentation_heads)
-        return config.updated(
-            {
-                "region_based": labels.has_regions,
-                "rgb_channels": config.rgb_channels or choose_rgb_channels(channel_names),
-            }
-        )
+        found = {**intensities(plans, settings), "rgb_channels": choose_rgb_channels(channel_names)}
+        unsaid = {key: value for key, value in found.items() if getattr(config, key) is None}
+        return config.updated({**unsaid, "region_based": labels.has_regions})
 
     @staticmethod
     def build_network_architecture(

@@ -29,6 +29,24 @@ def test_outliers_stay_between_black_and_white():
     assert (rgb[0, 0, 0].diff() > 0).all()
 
 
+def test_what_is_zero_in_all_channels_is_black_if_it_is_background():
+    slices = torch.randn(1, 2, 20, 20)
+    slices[:, :, :5] = 1e-5 * torch.randn(1, 2, 5, 20)
+    slices[:, 0, 10] = 0  # tissue of average intensity in one channel
+    black, grey = (MRIToRGB(2, (0, 1, 0), 32, black_background=black).rgb(slices) for black in (True, False))
+    assert not black[:, :, :5].any()
+    assert torch.equal(black[:, :, 5:], grey[:, :, 5:])
+    torch.testing.assert_close(grey[:, :, :5], torch.full((1, 3, 5, 20), 0.5), atol=1e-4, rtol=0)
+
+
+def test_other_ranges_are_shown_as_z_scores_are():
+    scores = torch.randn(2, 2, 20, 20)
+    middles, widths = (3.0, -1.0), (0.5, 10.0)
+    slices = scores * torch.tensor(widths).view(2, 1, 1) + torch.tensor(middles).view(2, 1, 1)
+    ours = MRIToRGB(2, (0, 1, 0), 32, middles, widths)(slices)
+    torch.testing.assert_close(ours, MRIToRGB(2, (0, 1, 0), 32)(scores), atol=1e-4, rtol=1e-4)
+
+
 def test_mixture_learns_from_every_modality_although_it_starts_at_zero():
     mapper = MRIToRGB(4, (0, 1, 2), 32)
     assert not any(parameter.any() for parameter in mapper.parameters())

@@ -54,6 +54,9 @@ OTHER: dict[str, Any] = {
     "num_val_iterations_per_epoch": 7,
     "region_based": False,
     "rgb_channels": (2, 1, 0),
+    "intensity_middles": (0.0, 0.0, 1.0),
+    "intensity_widths": (1.0, 1.0, 2.0),
+    "black_background": True,
 }
 PAIRS = {
     **{key: (SMALL, SMALL.updated({key: value})) for key, value in OTHER.items()},

@@ -37,7 +37,10 @@ class SAM2Branch(nn.Module):
         self.sam2 = SAM2.build(config.sam2_model, config.sam2_image_size, memory=config.propagation == "memory")
         set_tuning(self.sam2, config.sam2_tuning, config.lora_rank, config.mask_prompt, config.makes_masks)
         rgb_channels = config.rgb_channels or tuple(i % in_channels for i in range(3))
-        self.mri_to_rgb = MRIToRGB(in_channels, rgb_channels, config.sam2_image_size)
+        self.mri_to_rgb = MRIToRGB(
+            in_channels, rgb_channels, config.sam2_image_size,
+            config.intensity_middles, config.intensity_widths, bool(config.black_background),
+        )  # fmt: skip
         self.bridge = Bridge(middle_channels, num_regions, self.sam2.sam_image_embedding_size)
         self.bridge.requires_grad_(config.makes_masks)
         self.encoder_trains = config.sam2_tuning in ENCODER_TRAINS
