@@ -92,7 +92,7 @@ class VolumeMasks(NamedTuple):
     presence: Tensor
     """[B, R, D], probability that the region is on the slice"""
     covered: Tensor
-    """[B, D], False where the masks do not count: beyond the outermost selected slices, and between skipped ones"""
+    """[B, D], False where the masks do not count: beyond the outermost selected slices, and beside skipped ones"""
     distance: Tensor
     """[B, D], slices to the nearest selected one"""
 

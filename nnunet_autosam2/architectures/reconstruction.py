@@ -15,7 +15,7 @@ class SlicePositions(NamedTuple):
     weights: Tensor
     """[B, D, K], linear interpolation between the nearest selected slices; rows sum to 1"""
     covered: Tensor
-    """[B, D], False beyond the outermost selected slices, and where neither of the nearest was prompted"""
+    """[B, D], False beyond the outermost selected slices, and where one of those that count was not prompted"""
     distance: Tensor
     """[B, D], slices to the nearest selected one"""
     nearest: Tensor
@@ -39,7 +39,7 @@ def locate_slices(slices: Tensor, prompted: Tensor, depth: int) -> SlicePosition
     fraction = ((every - lower) / (upper - lower).clamp(min=1)).clamp(0, 1)
     weights = F.one_hot(below, count) * (1 - fraction)[..., None] + F.one_hot(above, count) * fraction[..., None]
     within = (every >= slices[:, :1]) & (every <= slices[:, -1:])
-    covered = within & (weights @ prompted[..., None].to(weights.dtype) > 0)[..., 0]
+    covered = within & ~((weights > 0) & ~prompted[:, None]).any(2)
     to_lower, to_upper = (every - lower).abs(), (upper - every).abs()
     nearest, opposite = (torch.where(to_lower <= to_upper, *ends) for ends in ((lower, upper), (upper, lower)))
     return SlicePositions(weights, covered, torch.minimum(to_lower, to_upper), nearest, opposite)

@@ -83,7 +83,7 @@ def slice_by_slice(fusion: FeatureFusion, known: SliceEmbeddings, level: int, si
         for (a, seen_a, x), (b, seen_b, y) in itertools.pairwise(zip(slices, encoded, there, strict=True)):
             for d in range(a, b + 1):
                 fraction = (d - a) / (b - a)
-                if (seen_a and fraction < 1) or (seen_b and fraction > 0):
+                if (seen_a or fraction == 1) and (seen_b or fraction == 0):
                     every[d] = (1 - fraction) * x + fraction * y
         grouped = every.unflatten(0, (-1, group)).mean(1)
         padded = F.pad(grouped, (0, 0, 0, 0, 0, 0, 1, 1))

@@ -43,11 +43,11 @@ def test_covered_and_distance_as_plain_loops_find_them(slices):
             assert abs(ends[0] - d) == positions.distance[b, d]
 
 
-def test_between_two_slices_that_sam2_was_not_asked_about_nothing_is_covered():
-    prompted = torch.tensor([[False, False, True, False], [False, False, False, False]])
+def test_what_a_slice_that_sam2_was_not_prompted_on_counts_in_is_not_covered():
+    prompted = torch.tensor([[False, False, True, True], [True, False, True, False]])
     covered = locate_slices(SLICES, prompted, DEPTH).covered
-    assert covered[0].nonzero().flatten().tolist() == list(range(4, 11))
-    assert not covered[1].any()
+    assert covered[0].nonzero().flatten().tolist() == list(range(4, 12))
+    assert covered[1].nonzero().flatten().tolist() == [2, 7]
 
 
 @pytest.mark.parametrize("only", [0, 5, DEPTH - 1])

@@ -11,9 +11,6 @@ from nnunet_autosam2.architectures.reconstruction import SlicePositions
 from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
 from nnunet_autosam2.architectures.sam2.model import Memory
 
-ABSENT = -10.0
-"""Object score of a selected slice that SAM2 was not prompted on, as SAM2 itself gives it to an empty mask"""
-
 
 @torch.no_grad()
 def propagate(
@@ -40,11 +37,8 @@ def propagate(
     if not tracked.any():
         return interpolated
     ends = _marked(positions.nearest, tracked) | _marked(positions.opposite, tracked)
-    unseen = (tracked | ends) & ~prompted
-    embeddings = _on_all_slices(embeddings, prompted)
-    _store(embeddings, unseen, branch.encode(volume.transpose(1, 2)[unseen]))
-    masks = _on_all_slices(masks, prompted)
-    masks.object_score[~prompted] = ABSENT
+    embeddings, masks = _on_all_slices(embeddings, prompted), _on_all_slices(masks, prompted)
+    _store(embeddings, tracked, branch.encode(volume.transpose(1, 2)[tracked]))
 
     memories = _on_all_slices(branch.remember(_taken(embeddings, ends), _taken(masks, ends)), ends)
     for distance in range(1, int(positions.distance[tracked].amax()) + 1):

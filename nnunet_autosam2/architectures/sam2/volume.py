@@ -51,7 +51,8 @@ def segment_volume(
 ) -> tuple[SampleMasks, VolumeMasks]:
     """SAM2's masks of the selected slices, the UNet's where it is not prompted, and those of all slices.
 
-    A prediction skips selected slices on which the UNet sees nothing. In training SAM2 is prompted on a window of them,
+    A prediction skips selected slices on which the UNet sees nothing, but for those beside others: a tumour's ends are
+    interpolated between answers of SAM2, as in training, where it is prompted on a window of the selected slices,
     whatever the UNet sees there.
 
     Args:
@@ -68,7 +69,8 @@ def segment_volume(
     if known is None:
         slices, prompted = choose_slices(branch, foreground, size[0], config, THRESHOLD)
     else:
-        slices, prompted = known.slices, known.encoded & (branch.training | has_foreground(foreground, known.slices))
+        seen = with_neighbours(has_foreground(foreground, known.slices))
+        slices, prompted = known.slices, known.encoded & (branch.training | seen)
     positions = locate_slices(slices, prompted, volume.shape[2])
     values = _unprompted(take_slices(unet.logits[0].detach().float(), slices), config)
     answer = None
@@ -101,12 +103,22 @@ def choose_slices(
     slices = select_slices(foreground[:, :, :depth], num_slices(depth, config.slice_fraction))
     if branch.training:
         slices = branch.training_window(slices, config.training_slices)
-    return slices, branch.training | has_foreground(foreground, slices, threshold)
+        return slices, torch.ones_like(slices, dtype=torch.bool)
+    return slices, with_neighbours(has_foreground(foreground, slices, threshold))
 
 
 def has_foreground(foreground: Tensor, slices: Tensor, threshold: float = THRESHOLD) -> Tensor:
     """[B, K], whether any probability [B, R, D, H, W] is above the threshold on the slices [B, K]."""
     return (take_slices(foreground, slices) > threshold).flatten(1).any(1).view(slices.shape)
+
+
+def with_neighbours(chosen: Tensor) -> Tensor:
+    """[B, K] → the same with the selected slice before and behind each of those that are chosen.
+
+    >>> with_neighbours(torch.tensor([[False, False, True, False, False, False]])).int()
+    tensor([[0, 1, 1, 1, 0, 0]], dtype=torch.int32)
+    """
+    return F.max_pool1d(chosen.float()[:, None], kernel_size=3, stride=1, padding=1)[:, 0] > 0
 
 
 def _embeddings_of(known: SliceEmbeddings, prompted: Tensor) -> ImageEmbeddings:

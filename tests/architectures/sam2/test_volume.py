@@ -10,9 +10,11 @@ from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
 
 B, C, R, SIZE = 2, 2, 2, (10, 16, 24)
-CONFIG = AutoSAM2Config(sam2_image_size=64, sam2_precision="float32", region_based=True, slice_fraction=0.4)
-SEEN = [2, 3, 7]
+CONFIG = AutoSAM2Config(sam2_image_size=64, sam2_precision="float32", region_based=True, slice_fraction=0.5)
+SEEN = [5, 6]
 """Slices with foreground, in the first sample alone"""
+PROMPTED = [4, 5, 6, 7]
+"""With the selected ones beside them"""
 
 
 @pytest.fixture(scope="module")
@@ -42,22 +44,23 @@ def segment(branch: SAM2Branch, trains: bool, size: tuple[int, ...] = SIZE, conf
 def test_in_training_every_selected_slice_is_prompted(branch):
     masks, _ = segment(branch, trains=True)
     assert masks.prompted.all()
-    assert torch.equal(masks.slices, select_slices(make_inputs()[2], 4))
-    assert masks.logits.shape == (B, R, 4, *SIZE[1:])
+    assert torch.equal(masks.slices, select_slices(make_inputs()[2], 5))
+    assert masks.logits.shape == (B, R, 5, *SIZE[1:])
 
 
-def test_a_prediction_skips_slices_without_foreground_and_keeps_the_unets_masks(branch):
+def test_a_prediction_skips_slices_without_foreground_in_reach_and_keeps_the_unets_masks(branch):
     masks, in_volume = segment(branch, trains=False)
     _, unet, _ = make_inputs()
     prompted = [
         [int(s) for s, p in zip(*rows, strict=True) if p] for rows in zip(masks.slices, masks.prompted, strict=True)
     ]
-    assert prompted == [SEEN, []]
+    assert prompted == [PROMPTED, []]
     of_unet = take_slices(unet.logits[0], masks.slices).unflatten(0, (B, -1)).transpose(1, 2)
     skipped = ~masks.prompted[:, None, :, None, None].expand_as(of_unet)
     assert torch.equal(masks.logits[skipped], of_unet[skipped])
     assert not torch.isclose(masks.logits[~skipped], of_unet[~skipped]).all()
     assert (masks.labels[1] == -1).all()
+    assert in_volume.covered[0].nonzero().flatten().tolist() == list(range(PROMPTED[0], PROMPTED[-1] + 1))
     assert not in_volume.covered[1].any()
 
 
@@ -66,13 +69,13 @@ def test_masks_are_the_branchs_own(branch):
     masks, in_volume = segment(branch, trains=False)
     features = F.interpolate(unet.middle_features, (SIZE[0], 4, 6), mode="trilinear", align_corners=False)
     with torch.no_grad():
-        alone, prompts, _ = branch(*(x[0, :, SEEN].transpose(0, 1) for x in (volume, features, foreground)), CONFIG)
+        alone, prompts, _ = branch(*(x[0, :, PROMPTED].transpose(0, 1) for x in (volume, features, foreground)), CONFIG)
         logits = F.interpolate(alone.logits, SIZE[1:], mode="bilinear", align_corners=False)
     on_seen = masks.prompted[0]
     torch.testing.assert_close(masks.logits[0, :, on_seen].transpose(0, 1), logits, rtol=0, atol=1e-4)
-    torch.testing.assert_close(in_volume.logits[0, :, SEEN].transpose(0, 1), logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(in_volume.logits[0, :, PROMPTED].transpose(0, 1), logits, rtol=0, atol=1e-4)
     assert torch.equal(masks.points[0, :, on_seen].transpose(0, 1), prompts.points)
-    torch.testing.assert_close(in_volume.presence[0, :, SEEN].T, alone.object_score.sigmoid(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(in_volume.presence[0, :, PROMPTED].T, alone.object_score.sigmoid(), rtol=0, atol=1e-5)
 
 
 def test_no_slice_of_the_padding_is_selected(branch):
@@ -114,3 +117,13 @@ def test_what_cudnn_may_do_is_restored(monkeypatch, before):
         with cudnn_benchmark(allowed):
             assert torch.backends.cudnn.benchmark == (before and allowed)
         assert torch.backends.cudnn.benchmark == before
+
+
+def test_a_tumours_ends_are_what_they_are_in_training(branch):
+    """Logits and scores, from the selected slice before the tumour to the one behind it."""
+    _, in_training = segment(branch, trains=True, config=CONFIG.updated({"training_slices": None}))
+    _, in_prediction = segment(branch, trains=False)
+    where = in_prediction.covered[0]
+    for ours, theirs in zip(in_prediction[:3], in_training[:3], strict=True):
+        torch.testing.assert_close(ours[0, :, where], theirs[0, :, where], rtol=0, atol=1e-4)
+    assert in_training.covered[0, where].all()
