@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.backbone import CoarseHalf, Size3d, UNetOutput, resize
 from nnunet_autosam2.architectures.fusion import Fused, sam2_alone
+from nnunet_autosam2.architectures.log_odds import versus_rival
 from nnunet_autosam2.architectures.masks import SAM2Output, SampleMasks, SliceEmbeddings, VolumeMasks, cropped
 from nnunet_autosam2.architectures.modes import changed_mode
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
@@ -164,9 +165,9 @@ class AutoSAM2(nn.Module):
         return not self.deep_supervision or self.config.joint_training or not self.config.enable_unet_decoder
 
     def _foreground(self, logits: Tensor) -> Tensor:
-        """Probabilities [B, R, ...] of the foreground, detached."""
+        """Probabilities [B, R, ...] of the regions, or of each label against its likeliest rival; detached."""
         logits = logits.detach().float()
-        return logits.sigmoid() if self.config.region_based else logits.softmax(1)[:, 1:]
+        return logits.sigmoid() if self.config.region_based else versus_rival(logits)[:, 1:].sigmoid()
 
     def _padded(self, volume: Tensor) -> Tensor:
         """With the background's 0 at the far ends, to a size that the UNet's strides divide."""

@@ -16,6 +16,19 @@ def one_versus_rest(logits: Tensor) -> Tensor:
     return log_p - torch.where(greatest, log_rest_of_greatest, log_rest_of_others)
 
 
+def versus_rival(logits: Tensor) -> Tensor:
+    """Logits `[B, C, ...]` of each class against the likeliest of the others, above 0 where it wins.
+
+    With many classes a winner may have far less than one half of the probability. Of two classes this is
+    `one_versus_rest`.
+
+    >>> versus_rival(torch.tensor([[0.4, 0.3, 0.3]]).log()).sigmoid()  # 4 : 3, 3 : 4, 3 : 4
+    tensor([[0.5714, 0.4286, 0.4286]])
+    """
+    first, second = logits.topk(2, dim=1).values.split(1, dim=1)
+    return logits - torch.where(logits == first, second, first)
+
+
 def decisions(logits: Tensor, region_based: bool) -> Tensor:
     """[B, C, ...] → booleans of this shape, True where a voxel would be given the region or the label."""
     if region_based:

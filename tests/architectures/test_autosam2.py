@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.fusion import GATE_LR_MULTIPLIER, GatedFusion, with_background
+from nnunet_autosam2.architectures.log_odds import decisions, versus_rival
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.sam2.volume import take_slices
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
@@ -130,7 +131,7 @@ def test_training_output(make_network, mode, region_based):
     assert output.sam2.points.shape == (2, regions, 5, 15, 2)
     assert output.sam2.labels.shape == (2, regions, 5, 15)
     assert output.sam2.prompted.all()
-    foreground = output.unet[0].sigmoid() if region_based else output.unet[0].softmax(1)[:, 1:]
+    foreground = output.unet[0].sigmoid() if region_based else versus_rival(output.unet[0])[:, 1:].sigmoid()
     assert torch.equal(output.sam2.slices, select_slices(foreground, 5))
     assert len(output.unet) == (1 if mode == "SAM2 only" else 3)
 
@@ -597,3 +598,17 @@ def test_the_state_of_a_hybrid_fills_its_unet_alone(make_network, hybrid):
         assert torch.equal(alone.unet.state_dict()[name], value), name
     with pytest.raises(RuntimeError, match="Missing key"):
         alone.load_state_dict({"sam2_branch.anything": torch.zeros(1)})
+
+
+def test_a_label_that_wins_with_less_than_one_half_is_asked_about(make_network):
+    network = make_network(21, region_based=False, slice_fraction=0.5).eval()
+    network.set_deep_supervision(True)
+    with torch.no_grad():
+        output = network(make_volume())
+    probability, winner = output.unet[0].softmax(1).max(1)
+    assert probability.max() < 0.5
+    expected = decisions(output.unet[0], region_based=False)[:, 1:]
+    assert winner.any()
+    on_slices = expected[0, :, output.sam2.slices[0]].flatten(2).any(2)
+    assert torch.equal((output.sam2.labels[0] == 2).any(-1), on_slices)  # a box around each of them
+    assert on_slices.any()

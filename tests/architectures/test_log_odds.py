@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunet_autosam2.architectures.log_odds import one_versus_rest
+from nnunet_autosam2.architectures.log_odds import decisions, one_versus_rest, versus_rival
 
 C = 3
 
@@ -27,3 +27,16 @@ def test_one_versus_rest_of_two_classes_is_their_difference(difference):
 def test_one_versus_rest_has_the_right_gradient():
     logits = torch.randn(2, C, 4, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(one_versus_rest, logits)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 21])
+def test_a_class_is_above_its_rivals_where_it_is_the_decision(classes):
+    logits = torch.randn(2, classes, 4, 6, 5)
+    against = versus_rival(logits)
+    assert torch.equal(against > 0, decisions(logits, region_based=False))
+    p = logits.double().softmax(1)
+    for c in range(classes):
+        rival = p[:, [i for i in range(classes) if i != c]].amax(1)
+        torch.testing.assert_close(against[:, c].sigmoid().double(), p[:, c] / (p[:, c] + rival), atol=1e-6, rtol=1e-5)
+    if classes == 2:
+        torch.testing.assert_close(against, one_versus_rest(logits), atol=1e-5, rtol=1e-5)
