@@ -1,4 +1,4 @@
-"""What the two UNets have in common: an encoder, and a decoder in two halves between which SAM2 may be asked."""
+"""The common part of the two UNets: an encoder, and a decoder in two halves between which SAM2 may be asked."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class CoarseHalf(NamedTuple):
     """A UNet down to its bottleneck and up again to the middle level."""
 
     skips: list[Tensor]
-    """Of all levels, finest first"""
+    """Features of the encoder, finest first"""
     features: dict[int, Tensor]
-    """Of the decoder's levels from the coarsest one to the middle one, by their number"""
+    """Features of the decoder, from the coarsest level to the middle one, by its number"""
 
 
 class UNetOutput(NamedTuple):
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def decoder_channels(self, level: int) -> int:
-        """Of the decoder's features."""
+        """Number of the decoder's features."""
         raise NotImplementedError
 
 

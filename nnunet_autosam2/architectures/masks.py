@@ -1,4 +1,4 @@
-"""What SAM2 makes of slices, of the selected slices of a sample, and of a volume; R regions (or foreground classes)."""
+"""Answers of SAM2: on slices, on the selected slices of a sample, on a volume; R regions (or foreground classes)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ImageEmbeddings(NamedTuple):
-    """Of N slices, as images of S pixels."""
+    """Embeddings of N slices, as images of S pixels."""
 
     image: Tensor
     """[N, 256, S / 16, S / 16], before any memory"""
@@ -22,7 +22,7 @@ class SliceEmbeddings(NamedTuple):
     """The image encoder's answer on the selected slices of a volume."""
 
     embeddings: ImageEmbeddings | None
-    """Of the N slices that have been encoded, sample by sample; None where there are none"""
+    """Embeddings of the N slices that have been encoded, sample by sample; None where there are none"""
     slices: Tensor
     """[B, K], positions along the slice axis, ascending"""
     encoded: Tensor
@@ -108,7 +108,7 @@ class VolumeMasks(NamedTuple):
 
 
 class SAM2Output(NamedTuple):
-    """What SAM2 has made of a volume, which serves its mirror images too."""
+    """Masks and embeddings of a volume, which serve its mirror images too."""
 
     masks: VolumeMasks | None
     """None where it makes none"""

@@ -8,7 +8,7 @@ from typing import Any
 Z_SCORES = (0.0, 1.0)
 ZERO_TO_ONE = (0.5, 1 / 6)
 WIDTHS = 6
-"""Of a range from end to end, so that its ends are shown as z-scores of -3 and 3"""
+"""Range from end to end, so that its ends are shown as z-scores of -3 and 3"""
 
 
 def intensities(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def with_neighbours(chosen: Tensor) -> Tensor:
 
 
 def _embeddings_of(known: SliceEmbeddings, prompted: Tensor) -> ImageEmbeddings:
-    """Of those slices that are prompted, which have been encoded."""
+    """Embeddings of those slices that are prompted; they have been encoded."""
     assert known.embeddings is not None
     rows = prompted[known.encoded]
     return ImageEmbeddings(*(each[rows] for each in known.embeddings))
