@@ -105,8 +105,8 @@ class AutoSAM2Config(BaseModel, frozen=True):
 
     # Fusion
     fusion: Fusion = "gated"
-    """How the UNet and SAM2's masks become one. `fixed`: the two blends below. `gated`: starts there and learns where to
-    trust SAM2. `off`: SAM2 makes no masks, only features (`feature_fusion`)."""
+    """How the UNet and SAM2's masks become one. `fixed`: the two blends below. `gated`: starts there and learns where
+    to trust SAM2. `off`: SAM2 makes no masks, only features (`feature_fusion`)."""
     bg_blend: Fraction = 0.5
     """The UNet's weight in the background channel, which label-based training has and region-based does not."""
     tumor_blend: Fraction = 0.5
