@@ -70,6 +70,10 @@ ARMS = {
     "upgrade_all_in_time": Arm(
         "the same, all slices, in the time of windows", ON_BASELINE, ("training_slices=null",), "nnunet", in_time=True
     ),
+    "upgrade_features": Arm("the same, features too", ON_BASELINE, ("feature_fusion=true",), starts_from="nnunet"),
+    "upgrade_features_alone": Arm(
+        "nnU-Net, frozen, SAM2's features in it", ON_BASELINE, ("feature_fusion=true", "fusion=off"), "nnunet"
+    ),
     "nnunet_then_sam2": Arm("nnU-Net, then SAM2 on it", ON_BASELINE, ("freeze_backbone=false",), starts_from="nnunet"),
     "nnunet_then_alone": Arm(
         "nnU-Net, then the same without SAM2",

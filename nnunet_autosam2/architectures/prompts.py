@@ -5,11 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nnunet_autosam2.architectures.components import main_components
 from nnunet_autosam2.architectures.distance import squared_distance_to
 
 POSITIVE, NEGATIVE, TOP_LEFT, BOTTOM_RIGHT, NOT_A_POINT = 1, 0, 2, 3, -1
 NUM_CORNERS = 2
 THRESHOLD = 0.5
+MAIN_SHARE = 0.05
+"""Connected parts of a region with less than this share of the probability of its heaviest one are left out: a single
+stray pixel would stretch the box across the slice"""
 BOX_MARGIN = 0.1
 """Fraction of the box's side, on each side"""
 RING_GAP, RING_WIDTH = 2, 6
@@ -29,6 +33,8 @@ class Prompts(NamedTuple):
 def generate_prompts(probabilities: Tensor, num_positive: int, num_negative: int, box: bool = True) -> Prompts:
     """Prompts from the UNet's opinion of each region on each slice; none where the UNet sees no foreground.
 
+    They are about the main connected parts of the region.
+
     Positive points have the highest product of probability and distance to the region's boundary (the image's border
     is none), negative ones the lowest probability in a ring around the region; both keep a distance from each other.
 
@@ -38,7 +44,7 @@ def generate_prompts(probabilities: Tensor, num_positive: int, num_negative: int
         box: False leaves its corners out.
     """
     p = probabilities.float()
-    inside = p > THRESHOLD
+    inside = main_components(p > THRESHOLD, p, MAIN_SHARE)
     depth = squared_distance_to(~inside)
     away = squared_distance_to(inside, limit=RING_GAP + RING_WIDTH + 1)
     ring = (away > RING_GAP**2) & (away <= (RING_GAP + RING_WIDTH) ** 2)

@@ -10,6 +10,7 @@ from scipy.spatial.distance import pdist
 from nnunet_autosam2.architectures.prompts import (
     BOTTOM_RIGHT,
     BOX_MARGIN,
+    MAIN_SHARE,
     NEGATIVE,
     NOT_A_POINT,
     NUM_CORNERS,
@@ -96,9 +97,16 @@ def spacings(inside: np.ndarray, ring: np.ndarray, num_positive: int, num_negati
     return max(1, np.sqrt(share)), max(1, np.sqrt(ring_share), ring_share / RING_WIDTH)
 
 
+def inside_of(p: np.ndarray) -> np.ndarray:
+    """The main components of the region, by SciPy."""
+    components, count = ndimage.label(p > THRESHOLD, [[1] * 3] * 3)
+    weights = np.array(ndimage.sum_labels(p, components, range(1, count + 1)))
+    return np.isin(components, 1 + np.flatnonzero(weights >= MAIN_SHARE * weights.max(initial=0)))
+
+
 def reference(p: np.ndarray, num_positive: int = 10, num_negative: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Positives and negatives of one mask, by SciPy's distance transform and the greedy selection written out."""
-    inside = p > THRESHOLD
+    inside = inside_of(p)
     ring = ring_of(inside)
     apart, ring_apart = spacings(inside, ring, num_positive, num_negative)
     positives = greedy(p * ndimage.distance_transform_edt(inside), num_positive, apart)
@@ -142,7 +150,7 @@ def realistic(masks: np.ndarray) -> np.ndarray:
 
 def check_properties(p: np.ndarray, found: Found, num_positive: int = 10, num_negative: int = 3) -> None:
     box, positives, negatives = found
-    inside = p.astype(np.float32) > THRESHOLD
+    inside = inside_of(p.astype(np.float32))
     height, width = p.shape
     if not inside.any():
         assert box is None
@@ -239,6 +247,18 @@ def test_both_components_get_positives():
     ((_, positives, _),) = prompts_of(CASES["two components"][None])
     components = ndimage.label(CASES["two components"] > THRESHOLD)[0]
     assert set(components[positives[:, 1], positives[:, 0]]) == {1, 2}
+
+
+def test_a_stray_pixel_changes_no_prompt():
+    p = disc(30, 30, 12)
+    stray = p.copy()
+    stray[55, 85] = 0.99
+    for expected, found in zip(prompts_of(p[None])[0], prompts_of(stray[None])[0], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    stray[50:58, 80:88] = 0.99  # another part of the region
+    ((box, positives, _),) = prompts_of(stray[None])
+    assert box[2] > 85
+    assert (positives[:, 0] > 78).any()
 
 
 def test_the_first_positive_weighs_confidence_against_distance():
