@@ -126,7 +126,13 @@ def competitors(
             yield title(backbone, fraction), partial(autosam2, setting, **changes)
         every = {"backbone": backbone, "slice_fraction": loop_fraction, "training_slices": None}
         yield f"{title(backbone, loop_fraction)}, all in training", partial(autosam2, setting, **every)
-    yield f"frozen, {100 * loop_fraction:g} %", partial(autosam2, setting, slice_fraction=loop_fraction, **FROZEN)
+    frozen = f"frozen, {100 * loop_fraction:g} %"
+    yield frozen, partial(autosam2, setting, slice_fraction=loop_fraction, **FROZEN)
+    features: dict[str, Any]
+    for name, features in ((title("plans", loop_fraction), {"backbone": "plans"}), (frozen, FROZEN)):
+        features = {"feature_fusion": True, "slice_fraction": loop_fraction, **features}
+        yield f"{name}, features", partial(autosam2, setting, **features)
+        yield f"{name}, features alone", partial(autosam2, setting, fusion="off", **features)
     half = setting.sam2_image_size // 2
     if half % SAM2_SIZE_STEP == 0:
         smaller = setting._replace(sam2_image_size=half)
