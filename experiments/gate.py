@@ -113,7 +113,7 @@ class StandIn(AutoSAM2):
         assert self.masks is not None
         foreground = self._foreground(unet.logits[0]) if foreground is None else foreground
         branch: Any = StandInBranch(self.masks, self.training_window).train(self.training)
-        with_truth = torch.cat([volume, self._padded(self.truth)], dim=1)
+        with_truth = torch.cat([volume, self.unet.padded(self.truth)], dim=1)
         masks, volume_masks = segment_volume(branch, with_truth, unet, foreground, size, self.config, track=False)
         self.processed = torch.zeros(len(volume), size[0], dtype=torch.bool).scatter(1, masks.slices, masks.prompted)
         return masks, volume_masks

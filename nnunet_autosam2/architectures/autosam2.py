@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.backbone import CoarseHalf, Size3d, UNetOutput, resize
 from nnunet_autosam2.architectures.fusion import Fused, sam2_alone
-from nnunet_autosam2.architectures.log_odds import versus_rival
+from nnunet_autosam2.architectures.log_odds import foreground_probabilities
 from nnunet_autosam2.architectures.masks import SAM2Output, SampleMasks, SliceEmbeddings, VolumeMasks, cropped
 from nnunet_autosam2.architectures.modes import changed_mode
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.parts import make_feature_fusion, make_fusion, make_sam2_branch, make_unet
+from nnunet_autosam2.architectures.sam2.volume import encode_volume, segment_volume
 from nnunet_autosam2.architectures.seg_layers import in_current_layout
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
@@ -80,8 +80,8 @@ class AutoSAM2(nn.Module):
             sam2: what SAM2 makes of this volume where it is known, in the place of asking it.
             return_sam2: return logits and what SAM2 has made of the volume, from which `sam2` can be had.
         """
-        size, volume = volume.shape[2:], self._padded(volume)
-        foreground = foreground if foreground is None else self._padded(foreground)
+        size, volume = volume.shape[2:], self.unet.padded(volume, allowed=not self.deep_supervision)
+        foreground = foreground if foreground is None else self.unet.padded(foreground)
         masks, known = sam2 or SAM2Output(None, None)
         unet, known = self._run_unet(volume, foreground, size, known)
         logits, slices, fused = cropped(unet.logits[0], size), None, None
@@ -98,27 +98,23 @@ class AutoSAM2(nn.Module):
         self, volume: Tensor, foreground: Tensor | None, size: Sequence[int], known: SliceEmbeddings | None
     ) -> tuple[UNetOutput, SliceEmbeddings | None]:
         """The UNet, and between its halves the embeddings that it gets from SAM2, if it gets any."""
-        gradients = torch.is_grad_enabled()
-        if self.feature_fusion is None or not self.config.uses_sam2:
-            with torch.set_grad_enabled(gradients and not self.config.freeze_backbone):
+        feature_fusion = self.feature_fusion if self.config.uses_sam2 else None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
+            if feature_fusion is None:
                 return self.unet(volume, self.config.enable_unet_decoder), None
-        with torch.set_grad_enabled(gradients and not self.config.freeze_backbone):
             half = self.unet.coarse_half(volume)
         if known is None:
             known = self._encode_with_sam2(volume, half, foreground, size)
-        return self.unet.fine_half(half, self.feature_fusion(known, volume.shape[2:])), known
+        return self.unet.fine_half(half, feature_fusion(known, volume.shape[2:])), known
 
     def _encode_with_sam2(
         self, volume: Tensor, half: CoarseHalf, foreground: Tensor | None, size: Sequence[int]
     ) -> SliceEmbeddings:
-        from nnunet_autosam2.architectures.sam2.volume import cudnn_benchmark, encode_volume
-
-        assert self.sam2_branch is not None
         if foreground is None:
             coarse = self._foreground(self.unet.coarse_logits(half))
             foreground = resize(coarse, (volume.shape[2], *coarse.shape[3:]))
-        with cudnn_benchmark(allowed=self.training):
-            return encode_volume(self.sam2_branch, volume, foreground, size, self.config)
+        assert self.sam2_branch is not None
+        return encode_volume(self.sam2_branch, volume, foreground, size, self.config)
 
     def _segment_with_sam2(
         self,
@@ -128,14 +124,14 @@ class AutoSAM2(nn.Module):
         size: Sequence[int],
         known: SliceEmbeddings | None,
     ) -> tuple[SampleMasks, VolumeMasks]:
-        from nnunet_autosam2.architectures.sam2.volume import cudnn_benchmark, segment_volume
-
-        assert self.sam2_branch is not None
         foreground = self._foreground(unet.logits[0]) if foreground is None else foreground
         # Not while nnU-Net validates during a training, with deep supervision and often.
         track = self.config.propagation == "memory" and not (self.training or self.deep_supervision)
-        with cudnn_benchmark(allowed=self.training):
-            return segment_volume(self.sam2_branch, volume, unet, foreground, size, self.config, track, known)
+        assert self.sam2_branch is not None
+        return segment_volume(self.sam2_branch, volume, unet, foreground, size, self.config, track, known)
+
+    def _foreground(self, logits: Tensor) -> Tensor:
+        return foreground_probabilities(logits.detach(), self.config.region_based)
 
     def _fuse(self, unet: Tensor, masks: VolumeMasks) -> tuple[Tensor, Fused | None]:
         region_based = self.config.region_based
@@ -163,23 +159,6 @@ class AutoSAM2(nn.Module):
     def _trains_jointly(self) -> bool:
         """Without deep supervision the fused output is all that a loss gets to see: it trains all that trains."""
         return not self.deep_supervision or self.config.joint_training or not self.config.enable_unet_decoder
-
-    def _foreground(self, logits: Tensor) -> Tensor:
-        """Probabilities [B, R, ...] of the regions, or of each label against its likeliest rival; detached."""
-        logits = logits.detach().float()
-        return logits.sigmoid() if self.config.region_based else versus_rival(logits)[:, 1:].sigmoid()
-
-    def _padded(self, volume: Tensor) -> Tensor:
-        """With the background's 0 at the far ends, to a size that the UNet's strides divide."""
-        missing = [-size % stride for size, stride in zip(volume.shape[2:], self.unet.total_stride, strict=True)]
-        if not any(missing):
-            return volume
-        if self.deep_supervision:
-            raise ConfigurationError(
-                f"A training patch of {tuple(volume.shape[2:])} voxels is not divisible by the UNet's strides "
-                f"{self.unet.total_stride}. Choose another patch size."
-            )
-        return F.pad(volume, [pad for size in reversed(missing) for pad in (0, size)])
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Its parts in place, with torch.compile: slices and prompts between them differ from patch to patch."""

@@ -9,6 +9,8 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_autosam2.errors import ConfigurationError
+
 MIDDLE_STRIDE = 4
 """In-plane stride of the decoder features that prompt SAM2"""
 
@@ -60,6 +62,22 @@ class Backbone(nn.Module):
         if full_resolution:
             return self.fine_half(half)
         return UNetOutput((resize(self.coarse_logits(half), volume.shape[2:]),), half.features[self.middle])
+
+    def padded(self, volume: Tensor, allowed: bool = True) -> Tensor:
+        """[B, C, D, H, W] with the background's 0 at the far ends, to a size that the strides divide.
+
+        Raises:
+            ConfigurationError: there is something to be padded, and it is not allowed.
+        """
+        missing = [-size % stride for size, stride in zip(volume.shape[2:], self.total_stride, strict=True)]
+        if not any(missing):
+            return volume
+        if not allowed:
+            raise ConfigurationError(
+                f"A training patch of {tuple(volume.shape[2:])} voxels is not divisible by the UNet's strides "
+                f"{self.total_stride}. Choose another patch size."
+            )
+        return F.pad(volume, [pad for size in reversed(missing) for pad in (0, size)])
 
     def coarse_half(self, volume: Tensor) -> CoarseHalf:
         """[B, C, D, H, W] → all that `fine_half` needs."""

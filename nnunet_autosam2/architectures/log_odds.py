@@ -29,6 +29,12 @@ def versus_rival(logits: Tensor) -> Tensor:
     return logits - torch.where(logits == first, second, first)
 
 
+def foreground_probabilities(logits: Tensor, region_based: bool) -> Tensor:
+    """[B, C, ...] → [B, R, ...] of the regions, or of each label against its likeliest rival, without a background."""
+    logits = logits.float()
+    return logits.sigmoid() if region_based else versus_rival(logits)[:, 1:].sigmoid()
+
+
 def decisions(logits: Tensor, region_based: bool) -> Tensor:
     """[B, C, ...] → booleans of this shape, True where a voxel would be given the region or the label."""
     if region_based:

@@ -1,7 +1,10 @@
 """SAM2 on a volume: select slices, prompt, encode, decode, reconstruct, and propagate between them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,10 +14,11 @@ from nnunet_autosam2.architectures.backbone import UNetOutput, resize
 from nnunet_autosam2.architectures.masks import ImageEmbeddings, SampleMasks, SliceEmbeddings, VolumeMasks
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
 from nnunet_autosam2.architectures.reconstruction import locate_slices, reconstruct
-from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
-from nnunet_autosam2.architectures.sam2.propagation import propagate
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.config import AutoSAM2Config
+
+if TYPE_CHECKING:
+    from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
 
 SUSPICION = 0.1
 """Probability of a region, at the coarse half's resolution, from which on a slice is worth its embeddings"""
@@ -35,7 +39,8 @@ def encode_volume(
     embeddings = None
     if bool(chosen.any()):
         branch.require_weights(config)
-        embeddings = branch.encode(take_slices(volume, slices)[chosen.flatten()])
+        with cudnn_benchmark(allowed=branch.training):
+            embeddings = branch.encode(take_slices(volume, slices)[chosen.flatten()])
     return SliceEmbeddings(embeddings, slices, chosen, size[0])
 
 
@@ -79,7 +84,8 @@ def segment_volume(
         features = resize(unet.middle_features, (volume.shape[2], *unet.middle_features.shape[3:]))
         chosen = prompted.flatten()
         inputs = (take_slices(each, slices)[chosen] for each in (volume, features, foreground))
-        answer = branch(*inputs, config, None if known is None else _embeddings_of(known, prompted))
+        with cudnn_benchmark(allowed=branch.training):
+            answer = branch(*inputs, config, None if known is None else _embeddings_of(known, prompted))
         masks, prompts, _ = answer
         resized = F.interpolate(masks.logits, size=volume.shape[3:], mode="bilinear", align_corners=False)
         answered = (resized, masks.predicted_iou, masks.object_score, *prompts)
@@ -90,6 +96,8 @@ def segment_volume(
     sample_masks = SampleMasks(logits, predicted_iou, object_score, points, labels, slices, prompted)
     volume_masks = reconstruct(sample_masks, positions)
     if track and answer is not None:
+        from nnunet_autosam2.architectures.sam2.propagation import propagate
+
         masks, _, embeddings = answer
         on_slices = torch.zeros_like(positions.covered).scatter(1, slices, prompted)
         volume_masks = propagate(branch, volume, features, on_slices, masks, embeddings, positions, volume_masks)
