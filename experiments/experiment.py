@@ -387,8 +387,10 @@ def evaluate(output: Path, predicted: dict[str, tuple[Run, str]]) -> dict[str, A
         for name, (run, case) in predicted.items():
             (predictions / f"{name}.nii.gz").symlink_to(prediction_folder(output, run) / f"{case}.nii.gz")
             (truths / f"{name}.nii.gz").symlink_to(output / "raw" / NAME / "labelsTr" / f"{case}.nii.gz")
-        command = ["autosam2", "evaluate", str(predictions), str(truths), "-o", str(folder / "scores")]
-        if subprocess.run(command, env={**os.environ, "PATH": PATH}, stdout=subprocess.DEVNULL).returncode:
+        command = ["autosam2", "evaluate", predictions, truths, "-o", folder / "scores", "--labels", "nnunet"]
+        if subprocess.run(
+            list(map(str, command)), env={**os.environ, "PATH": PATH}, stdout=subprocess.DEVNULL
+        ).returncode:
             raise click.ClickException("The predictions could not be scored.")
         return json.loads((folder / "scores" / "scores.json").read_text())
 
