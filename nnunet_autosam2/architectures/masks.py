@@ -33,7 +33,8 @@ class SliceEmbeddings(NamedTuple):
     def mirrored(self, axes: Sequence[int]) -> "SliceEmbeddings":
         """Those of the volume that is mirrored along `axes` of [B, C, D, H, W].
 
-        SAM2 would see something else in mirrored slices; these are mirror images of what it has seen.
+        SAM2 would see something else in mirrored slices; these are mirror images of what it has seen. The slices must
+        not have been padded, as those of nnU-Net's tiles never are.
         """
         if self.embeddings is None:
             return self

@@ -100,7 +100,8 @@ def segment_volume(
 
         masks, _, embeddings = answer
         on_slices = torch.zeros_like(positions.covered).scatter(1, slices, prompted)
-        volume_masks = propagate(branch, volume, features, on_slices, masks, embeddings, positions, volume_masks)
+        with cudnn_benchmark(allowed=branch.training):
+            volume_masks = propagate(branch, volume, features, on_slices, masks, embeddings, positions, volume_masks)
     return sample_masks, volume_masks.cropped(size)
 
 
