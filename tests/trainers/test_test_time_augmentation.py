@@ -80,7 +80,8 @@ def test_a_mirror_image_is_recognised_by_one_comparison(make_network, monkeypatc
     equal = torch.equal
 
     def counted(*volumes: Tensor) -> bool:
-        compared.append(volumes)
+        if volumes[0].ndim == 5:
+            compared.append(volumes)
         return equal(*volumes)
 
     monkeypatch.setattr(torch, "equal", counted)
