@@ -152,8 +152,8 @@ class AutoSAM2Config(BaseModel, frozen=True):
     """Slices of a sample that pass through SAM2 in a training step: a window of consecutive selected ones, drawn anew
     in each step. Outside of it the UNet stands alone. Predictions use all. Null: all, in training as well."""
     freeze_backbone: bool = False
-    """With a `backbone_checkpoint`: the trained network stays as it is and runs without gradients; only SAM2's half and
-    the fusion train."""
+    """With a `backbone_checkpoint`: the trained network stays as it is and runs without gradients but for those of
+    `feature_fusion`; only SAM2's half and the fusions train."""
     initial_lr: Positive = 1e-4
     """Peak learning rate of OneCycle (`learning_rate` in the original)."""
     weight_decay: NotNegative = 1e-4
