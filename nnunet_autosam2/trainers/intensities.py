@@ -16,11 +16,12 @@ def intensities(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> d
     properties = plans.get("foreground_intensity_properties_per_channel", {})
     schemes = configuration["normalization_schemes"]
     ranges = [_range(scheme, properties.get(str(channel), {})) for channel, scheme in enumerate(schemes)]
+    z_scores = set(ranges) == {Z_SCORES}
     middles, widths = zip(*ranges, strict=True)
     return {
-        "intensity_middles": list(middles),
-        "intensity_widths": list(widths),
-        "black_background": all(configuration.get("use_mask_for_norm", [])) and set(ranges) == {Z_SCORES},
+        "intensity_middles": None if z_scores else list(middles),
+        "intensity_widths": None if z_scores else list(widths),
+        "black_background": all(configuration.get("use_mask_for_norm", [])) and z_scores,
     }
 
 

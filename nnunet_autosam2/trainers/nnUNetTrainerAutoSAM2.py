@@ -46,6 +46,8 @@ OUT_OF_MEMORY = (
     "Out of memory. Lower sam2_image_size or slice_fraction, or the batch or patch size in a configuration of "
     "`autosam2 configure`. The checkpoints are good."
 )
+BEFORE = {"black_background": False}
+"""Parameters of models whose plans do not name them, since no version did"""
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
 
 install_test_time_augmentation()
@@ -229,7 +231,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         if not others or not (folder / "plans.json").is_file():
             return
         trained = read_plans(folder / "plans.json")["configurations"].get(self.configuration_name, {})
-        differences = AutoSAM2Config.from_dict(trained.get(PLANS_KEY, {})).differences(self.config)
+        differences = AutoSAM2Config.from_dict({**BEFORE, **trained.get(PLANS_KEY, {})}).differences(self.config)
         if differences:
             listed = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in differences.items())
             raise ConfigurationError(

@@ -71,8 +71,7 @@ def test_the_trainer_writes_them_into_the_plans_unless_they_say_otherwise(plans,
     block = plans["configurations"]["tiny"].setdefault("autosam2", {})
     config = nnUNetTrainerAutoSAM2.resolve_config(plans, "tiny", dataset_json)
     channels = len(dataset_json["channel_names"])
-    assert config.intensity_middles == (0,) * channels
-    assert config.intensity_widths == (1,) * channels
+    assert config.intensity_middles is config.intensity_widths is None
     assert config.black_background
     block |= {"black_background": False, "intensity_middles": [2.0] * channels}
     config = nnUNetTrainerAutoSAM2.resolve_config(plans, "tiny", dataset_json)

@@ -221,6 +221,20 @@ def test_other_folds_of_another_configuration_are_not_broken(make: Make, tmp_pat
     assert results(tmp_path) == before
 
 
+def test_a_model_of_an_earlier_version_takes_folds_that_see_what_it_has_seen(make: Make):
+    """Its plans do not say how SAM2 sees a background: as grey, as one may still have it."""
+    first = make()
+    first.initialize()
+    folder = Path(first.output_folder)
+    first.save_checkpoint(str(folder / FINAL))
+    plans = json.loads(json.dumps(first.plans_manager.plans))
+    del plans["configurations"][first.configuration_name]["autosam2"]["black_background"]
+    (folder.parent / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(ConfigurationError, match="black_background: False there, True here"):
+        make(fold=1)._refuse_other_config_of_same_model()
+    make(fold=1, black_background=False)._refuse_other_config_of_same_model()
+
+
 @pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 class TestGateVeto:
     """With a hybrid whose epochs are rows in the table of its folder: (Dice of the UNet, of the fusion), by region."""
