@@ -106,12 +106,11 @@ class StandIn(AutoSAM2):
         self,
         volume: Tensor,
         unet: UNetOutput,
-        foreground: Tensor | None,
+        foreground: Tensor,
         size: Sequence[int],
         known: SliceEmbeddings | None,
     ) -> tuple[SampleMasks, VolumeMasks]:
         assert self.masks is not None
-        foreground = self._foreground(unet.logits[0]) if foreground is None else foreground
         branch: Any = StandInBranch(self.masks, self.training_window).train(self.training)
         with_truth = torch.cat([volume, self.unet.padded(self.truth)], dim=1)
         masks, volume_masks = segment_volume(branch, with_truth, unet, foreground, size, self.config, track=False)

@@ -88,7 +88,8 @@ class AutoSAM2(nn.Module):
         if self.config.makes_masks:
             seen = unet if self._trains_jointly else unet.detach()
             if masks is None:
-                slices, masks = self._segment_with_sam2(volume, seen, foreground, size, known)
+                opinion = self._foreground(seen.logits[0]) if foreground is None else foreground
+                slices, masks = self._segment_with_sam2(volume, seen, opinion, size, known)
             logits, fused = self._fuse(cropped(seen.logits[0], size), masks)
         if return_sam2:
             return logits, SAM2Output(masks, known)
@@ -120,11 +121,10 @@ class AutoSAM2(nn.Module):
         self,
         volume: Tensor,
         unet: UNetOutput,
-        foreground: Tensor | None,
+        foreground: Tensor,
         size: Sequence[int],
         known: SliceEmbeddings | None,
     ) -> tuple[SampleMasks, VolumeMasks]:
-        foreground = self._foreground(unet.logits[0]) if foreground is None else foreground
         # Not while nnU-Net validates during a training, with deep supervision and often.
         track = self.config.propagation == "memory" and not (self.training or self.deep_supervision)
         assert self.sam2_branch is not None

@@ -14,7 +14,7 @@ from nnunet_autosam2.architectures.masks import ImageEmbeddings, SAM2Output, Sli
 from nnunet_autosam2.architectures.sam2.volume import SUSPICION
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss
 from tests.architectures.test_planned_unet import SIZE as PLANNED_SIZE
-from tests.architectures.test_planned_unet import loss_of_a_step, make_hybrid, state_of_backbone
+from tests.architectures.test_planned_unet import make_hybrid, state_of_backbone, take_two_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 SIZE = (16, 16, 32)
@@ -170,12 +170,7 @@ def test_all_that_trains_has_a_gradient_and_what_is_frozen_stays(fusion, backbon
     )
     network.train()
     before, volume = state_of_backbone(network), make_volume(2, PLANNED_SIZE)
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    for _ in range(2):
-        optimizer.zero_grad()
-        loss_of_a_step(network, volume).backward()
-        optimizer.step()
+    trained = take_two_steps(network, volume, lr=1e-3)
     assert all(parameter.grad is not None for parameter in trained)
     assert all(parameter.grad.any() for parameter in network.feature_fusion.parameters())
     same = [torch.equal(value, before[name]) for name, value in state_of_backbone(network).items()]

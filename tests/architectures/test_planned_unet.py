@@ -113,6 +113,17 @@ def loss_of_a_step(network: AutoSAM2, volume: torch.Tensor) -> torch.Tensor:
     return AutoSAM2Loss.for_network(network)(network.training_outputs(volume), target)
 
 
+def take_two_steps(network: AutoSAM2, volume: torch.Tensor, lr: float) -> list[nn.Parameter]:
+    """Returns what has been trained, with the gradients of the second."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of_a_step(network, volume).backward()
+        optimizer.step()
+    return trained
+
+
 @pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 def test_a_frozen_backbone_runs_as_in_a_prediction_and_stays_as_it_is():
     """Even one with dropout and with norms that keep statistics."""
@@ -125,12 +136,7 @@ def test_a_frozen_backbone_runs_as_in_a_prediction_and_stays_as_it_is():
     assert network.training
     assert not any(part.training for part in network.unet.modules())
     before, volume = state_of_backbone(network), torch.randn(2, 2, *SIZE)
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2)
-    for _ in range(2):
-        optimizer.zero_grad()
-        loss_of_a_step(network, volume).backward()
-        optimizer.step()
+    trained = take_two_steps(network, volume, lr=1e-2)
     assert all(parameter.grad is not None for parameter in trained)
     assert not any(p.requires_grad or p.grad is not None for p in network.unet.parameters())
     for name, value in state_of_backbone(network).items():
