@@ -299,6 +299,11 @@ class AutoSAM2Config(BaseModel, frozen=True):
         on_cpu, on_gpu = (max(1, each // self.sam2_image_size**2) for each in pixels)
         return on_cpu, on_gpu
 
+    def blends(self, outputs: int) -> list[float]:
+        """The UNet's weight in each of the network's outputs."""
+        background = [] if self.region_based else [self.bg_blend]
+        return background + [self.tumor_blend] * (outputs - len(background))
+
     def _require(self, key: str, fulfilled: bool, allowed: str) -> None:
         if not fulfilled:
             raise _impossible(key, getattr(self, key), allowed)

@@ -242,3 +242,9 @@ def test_malformed_assignments(assignments):
 )
 def test_slices_at_once_follow_their_size_unless_they_are_given(changes, expected):
     assert AutoSAM2Config(**changes).slices_at_once == expected
+
+
+@pytest.mark.parametrize(("region_based", "expected"), [(True, [0.2] * 3), (False, [0.9, 0.2, 0.2])])
+def test_each_output_has_its_blend(region_based, expected):
+    config = AutoSAM2Config(bg_blend=0.9, tumor_blend=0.2, region_based=region_based)
+    assert config.blends(3) == expected

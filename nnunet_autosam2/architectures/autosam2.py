@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_autosam2.architectures.backbone import CoarseHalf, Size3d, UNetOutput, resize
-from nnunet_autosam2.architectures.fusion import Fused, sam2_alone
+from nnunet_autosam2.architectures.fusion import fuse
 from nnunet_autosam2.architectures.log_odds import foreground_probabilities
 from nnunet_autosam2.architectures.masks import SAM2Output, SampleMasks, SliceEmbeddings, VolumeMasks, cropped
 from nnunet_autosam2.architectures.modes import changed_mode
@@ -90,7 +90,7 @@ class AutoSAM2(nn.Module):
             if masks is None:
                 opinion = self._foreground(seen.logits[0]) if foreground is None else foreground
                 slices, masks = self._segment_with_sam2(volume, seen, opinion, size, known)
-            logits, fused = self._fuse(cropped(seen.logits[0], size), masks)
+            logits, fused = fuse(self.fusion, cropped(seen.logits[0], size), masks, self.config)
         if return_sam2:
             return logits, SAM2Output(masks, known)
         return AutoSAM2Output(logits, unet.logits, slices, fused) if self.deep_supervision else logits
@@ -132,16 +132,6 @@ class AutoSAM2(nn.Module):
 
     def _foreground(self, logits: Tensor) -> Tensor:
         return foreground_probabilities(logits.detach(), self.config.region_based)
-
-    def _fuse(self, unet: Tensor, masks: VolumeMasks) -> tuple[Tensor, Fused | None]:
-        region_based = self.config.region_based
-        if not self.config.enable_unet_decoder:
-            return sam2_alone(unet, masks, region_based), None
-        assert self.fusion is not None
-        background = [] if region_based else [self.config.bg_blend]
-        blends = background + [self.config.tumor_blend] * (self.num_classes - len(background))
-        fused = self.fusion(unet, masks, blends, region_based)
-        return fused.logits, fused
 
     def training_outputs(self, volume: Tensor) -> AutoSAM2Output:
         """All outputs of UNet, SAM2 and gate, by which `AutoSAM2Loss` trains them, as the trainer of nnU-Net does.

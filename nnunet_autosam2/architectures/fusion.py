@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nnunet_autosam2.architectures.log_odds import one_versus_rest
 from nnunet_autosam2.architectures.masks import VolumeMasks
 from nnunet_autosam2.architectures.seg_layers import HasSegLayers
+from nnunet_autosam2.config import AutoSAM2Config
 
 CLOSEST_BLEND = 1e-3
 """A learned gate starts at least this far from 0 and 1, where its gradient would vanish."""
@@ -77,6 +78,17 @@ def sam2_alone(unet: Tensor, masks: VolumeMasks, region_based: bool) -> Tensor:
     """SAM2's logits [B, C, D, H, W] in float32, and the UNet's where its masks do not reach."""
     sam2 = with_background(masks.logits.float(), region_based)
     return torch.where(masks.covered[:, None, :, None, None], sam2, unet.float())
+
+
+def fuse(
+    fusion: Fusion | None, unet: Tensor, masks: VolumeMasks, config: AutoSAM2Config
+) -> tuple[Tensor, Fused | None]:
+    """Logits [B, C, D, H, W] of UNet and SAM2, and how they were weighed; SAM2's alone without the UNet's decoder."""
+    if not config.enable_unet_decoder:
+        return sam2_alone(unet, masks, config.region_based), None
+    assert fusion is not None
+    fused = fusion(unet, masks, config.blends(unet.shape[1]), config.region_based)
+    return fused.logits, fused
 
 
 class Fusion(nn.Module):
