@@ -1,4 +1,4 @@
-"""Synthetic brain MRI with a glioma, in BraTS layout: for demonstrations and tests, never for results.
+"""Synthetic brain MRI with tumours, in BraTS layout: for demonstrations and tests, never for results.
 
 Every volume is `[Z, Y, X]` at 1 mm: z from inferior to superior (axial slices), y from anterior to posterior.
 """
@@ -19,6 +19,7 @@ from nnunet_autosam2.errors import ConfigurationError
 from nnunet_autosam2.support.staging import staged_folder
 
 SMALLEST_SIDE = 24
+APART = 4  # voxels between tumours, at least
 PARTIAL_VOLUME = 0.55  # standard deviation in voxels
 BIAS = 0.08
 NOISE = 0.03
@@ -47,10 +48,14 @@ class PhantomCase(NamedTuple):
     """uint8 `[Z, Y, X]` with BraTS labels 0, 1, 2, 4, each of them present."""
 
 
-def write_phantom(output: Path, num_cases: int, size: tuple[int, int, int], seed: int) -> None:
+def write_phantom(output: Path, num_cases: int, size: tuple[int, int, int], seed: int, tumours: int = 1) -> None:
     """Writes `phantom_001`, `phantom_002`, … into `output`, which must not hold anything yet.
 
-    Case number i depends on `seed`, `size` and i alone.
+    Case number i depends on `seed`, `size`, `tumours` and i alone.
+
+    Raises:
+        ConfigurationError: a number is not possible, or there is no room for so many tumours.
+        DatasetError: `output` holds something, or the disk refuses.
     """
     if num_cases < 1:
         raise ConfigurationError(f"{num_cases} cases are not possible: ask for 1 or more.")
@@ -58,9 +63,11 @@ def write_phantom(output: Path, num_cases: int, size: tuple[int, int, int], seed
         raise ConfigurationError(f"Size {size} is not possible: every side needs {SMALLEST_SIDE} voxels or more.")
     if seed < 0:
         raise ConfigurationError(f"Seed {seed} is not possible: it has to be 0 or more.")
+    if tumours < 1:
+        raise ConfigurationError(f"{tumours} tumours are not possible: ask for 1 or more.")
     with staged_folder(output) as staged:
         for number in tqdm(range(1, num_cases + 1), desc="phantom"):
-            case = make_case(size, np.random.default_rng([seed, number]))
+            case = make_case(size, np.random.default_rng([seed, number]), tumours)
             folder = staged / f"phantom_{number:03d}"
             folder.mkdir()
             for suffix, volume in {**case.images, "seg": case.segmentation}.items():
@@ -69,10 +76,23 @@ def write_phantom(output: Path, num_cases: int, size: tuple[int, int, int], seed
                 sitk.WriteImage(image, folder / f"{folder.name}_{suffix}.nii.gz")
 
 
-def make_case(size: tuple[int, int, int], rng: np.random.Generator) -> PhantomCase:
-    """One head with one tumour, `size` in voxels along z, y, x."""
+def make_case(size: tuple[int, int, int], rng: np.random.Generator, tumours: int = 1) -> PhantomCase:
+    """One head with tumours that do not touch, `size` in voxels along z, y, x.
+
+    Together they are about as large as a single one.
+
+    Raises:
+        ConfigurationError: there is no room for so many.
+    """
     tissues = _anatomy(size, rng)
-    segmentation = _tumour(tissues, rng)
+    segmentation = np.zeros(size, np.uint8)
+    for number in range(tumours):
+        away = ndimage.distance_transform_edt(segmentation == 0) if number else np.full(size, np.inf)
+        if not (tumour := _tumour(tissues, away, 1 / tumours, rng)).any():
+            raise ConfigurationError(
+                f"{tumours} tumours have no room in {size} voxels: ask for fewer or a larger size."
+            )
+        segmentation += tumour
     tissues |= {
         "oedema": segmentation == OEDEMA,
         "necrosis": segmentation == NECROSIS,
@@ -119,15 +139,23 @@ def _anatomy(size: tuple[int, int, int], rng: np.random.Generator) -> dict[str, 
     }
 
 
-def _tumour(tissues: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """BraTS labels. Each part takes a fraction of the one around it, by rank, so that none is ever empty."""
+def _tumour(tissues: dict[str, np.ndarray], away: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """BraTS labels. Each part takes a fraction of the one around it, by rank, so that none is ever empty.
+
+    Args:
+        away: `[Z, Y, X]`, distance to other tumours; only where there is no room beside them there is none.
+        share: of the size of a single tumour.
+    """
     brain = tissues["white matter"]
     size = brain.shape
-    tissue = brain & ~tissues["fluid"] & ~tissues["vessel"]
+    tissue = brain & ~tissues["fluid"] & ~tissues["vessel"] & (away > APART)
     off_midline = np.abs(np.arange(size[2]) - (size[2] - 1) / 2) > 0.15 * size[2]
     depth = ndimage.distance_transform_edt(brain)
     centres = np.argwhere(tissue & ~tissues["grey matter"] & off_midline & (depth > 0.4 * depth.max()))
-    centre = rng.choice(centres)
+    if len(centres) == 0:
+        return np.zeros(size, np.uint8)
+    distances = away[tuple(centres.T)]
+    centre = rng.choice(centres[distances >= np.median(distances)])
 
     stretch = rng.uniform(0.8, 1.25, 3)
     offset = np.indices(size) - centre[:, None, None, None]
@@ -136,7 +164,7 @@ def _tumour(tissues: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndar
 
     # Oedema follows the white matter and spares the cortex.
     spread = shape * np.where(tissues["grey matter"], 1.35, 1) * np.exp(0.12 * _noise(size, 16, rng))
-    whole = _nearest(spread, tissue, rng.uniform(0.05, 0.13))
+    whole = _nearest(spread, tissue, share * rng.uniform(0.05, 0.13))
     core = _nearest(shape * np.exp(0.1 * _noise(size, 14, rng)), whole, rng.uniform(0.3, 0.55))
     rim = ndimage.distance_transform_edt(core) * np.exp(0.35 * _noise(size, 14, rng))
     necrosis = _nearest(-rim, core, rng.uniform(0.25, 0.45))

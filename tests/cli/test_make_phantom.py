@@ -3,6 +3,7 @@ import subprocess
 from pathlib import Path
 
 import nibabel
+from scipy import ndimage
 
 from tests.fork_server import run
 
@@ -19,6 +20,13 @@ def test_writes_the_cases_asked_for(tmp_path: Path):
     suffixes = ("flair", "seg", "t1", "t1ce", "t2")
     assert files == [f"phantom_{case}_{suffix}.nii.gz" for case in ("001", "002") for suffix in suffixes]
     assert nibabel.load(tmp_path / "phantom" / "phantom_001" / "phantom_001_t1.nii.gz").shape == (28, 26, 24)
+
+
+def test_several_tumours(tmp_path: Path):
+    result = make(tmp_path / "phantom", "--cases", 1, "--size", 24, 26, 28, "--tumours", 3)
+    assert result.returncode == 0, result.stderr
+    labels = nibabel.load(tmp_path / "phantom" / "phantom_001" / "phantom_001_seg.nii.gz").get_fdata()
+    assert ndimage.label(labels)[1] == 3
 
 
 def test_errors_are_one_line_and_write_nothing(tmp_path: Path):

@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from nnunet_autosam2.dataset_conversion.phantom import MODALITIES, PhantomCase, make_case, write_phantom
+from nnunet_autosam2.dataset_conversion.phantom import APART, MODALITIES, PhantomCase, make_case, write_phantom
 from nnunet_autosam2.errors import ConfigurationError
 
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
@@ -90,9 +90,43 @@ def test_axes_and_grid_of_the_files(phantom_template: Path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0, (24, 24, 24), 0), "0 cases"), ((1, (24, 23, 24), 0), r"Size \(24, 23, 24\)"), ((1, (24, 24, 24), -1), "-1")],
+    [
+        ((0, (24, 24, 24), 0), "0 cases"),
+        ((1, (24, 23, 24), 0), r"Size \(24, 23, 24\)"),
+        ((1, (24, 24, 24), -1), "-1"),
+        ((1, (24, 24, 24), 0, 0), "0 tumours"),
+    ],
 )
 def test_impossible_arguments_are_refused(tmp_path: Path, arguments: tuple, message: str):
     with pytest.raises(ConfigurationError, match=message):
         write_phantom(tmp_path / "phantom", *arguments)
     assert not (tmp_path / "phantom").exists()
+
+
+class TestSeveralTumours:
+    @pytest.mark.parametrize(("size", "tumours"), [((24, 24, 24), 2), ((24, 24, 24), 3), ((40, 48, 48), 3)])
+    def test_each_is_whole_and_they_do_not_touch(self, size: tuple[int, int, int], tumours: int):
+        for number in range(4):
+            segmentation = make_case(size, np.random.default_rng(number), tumours).segmentation
+            components, count = ndimage.label(segmentation, np.ones((3, 3, 3)))
+            assert count == tumours
+            for tumour in range(1, tumours + 1):
+                assert set(np.unique(segmentation[components == tumour])) == {NECROSIS, OEDEMA, ENHANCING}
+                others = (segmentation > 0) & (components != tumour)
+                assert ndimage.distance_transform_edt(~others)[components == tumour].min() > APART
+
+    def test_one_is_what_it_is_without_a_number(self, cases: list[PhantomCase]):
+        again = make_case((40, 48, 48), np.random.default_rng(0), 1)
+        np.testing.assert_array_equal(again.segmentation, cases[0].segmentation)
+        for modality, image in cases[0].images.items():
+            np.testing.assert_array_equal(again.images[modality], image)
+
+    def test_together_they_are_about_as_large_as_one(self, cases: list[PhantomCase]):
+        three = [make_case((40, 48, 48), np.random.default_rng(number), 3) for number in range(3)]
+        one, together = (sum((case.segmentation > 0).sum() for case in each) for each in (cases, three))
+        assert 0.6 < together / one < 1.6
+
+    def test_more_than_have_room_are_refused(self, tmp_path: Path):
+        with pytest.raises(ConfigurationError, match=r"^9 tumours have no room in \(24, 24, 24\) voxels: "):
+            write_phantom(tmp_path / "phantom", 1, (24, 24, 24), 0, tumours=9)
+        assert not (tmp_path / "phantom").exists()
