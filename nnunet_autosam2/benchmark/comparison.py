@@ -37,31 +37,40 @@ def compare(model: Scores, reference: Scores, region: str, metric: str) -> Diffe
     Returns:
         None where they have no case in common.
     """
-    pairs = []
-    common = sorted(model.keys() & reference.keys())
-    for case in common:
-        mine, theirs = (
-            score_of(scores, region, metric) for scores in comparable_scores([model[case], reference[case]])
-        )
-        if mine is not None and theirs is not None:
-            pairs.append((mine, theirs))
+    common = model.keys() & reference.keys()
     if not common:
         return None
-    differences = np.array([mine - theirs for mine, theirs in pairs])
+    differences = np.array(list(paired_differences(model, reference, region, metric).values()))
     low, high = interval(differences)
     return Difference(
-        n=len(pairs),
-        dropped=len(common) - len(pairs),
-        difference=float(differences.mean()) if pairs else None,
+        n=differences.size,
+        dropped=len(common) - differences.size,
+        difference=float(differences.mean()) if differences.size else None,
         low=low,
         high=high,
         p=float(stats.wilcoxon(differences).pvalue) if differences.any() else None,
     )
 
 
-def interval(differences: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """Interval of their mean. Not by bootstrap, whose intervals are too short for few cases (docs/benchmark.md)."""
-    if differences.size < LEAST_CASES or not np.ptp(differences):
+def paired_differences(model: Scores, reference: Scores, region: str, metric: str) -> dict[str, float]:
+    """Case → `model` less `reference`, of the cases in which both are defined, sorted by name."""
+    differences = {}
+    for case in sorted(model.keys() & reference.keys()):
+        mine, theirs = (
+            score_of(scores, region, metric) for scores in comparable_scores([model[case], reference[case]])
+        )
+        if mine is not None and theirs is not None:
+            differences[case] = mine - theirs
+    return differences
+
+
+def interval(differences: np.ndarray, least: int = LEAST_CASES) -> tuple[float, float] | tuple[None, None]:
+    """Interval of their mean. Not by bootstrap, whose intervals are too short for few cases (docs/benchmark.md).
+
+    Args:
+        least: number of cases below which there is none.
+    """
+    if differences.size < least or not np.ptp(differences):
         return None, None
     low, high = stats.t.interval(CONFIDENCE, differences.size - 1, differences.mean(), stats.sem(differences))
     return float(low), float(high)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_autosam2.benchmark.comparison import compare, interval
+from nnunet_autosam2.benchmark.comparison import compare, interval, paired_differences
 from nnunet_autosam2.benchmark.results import LEAST_CASES
 
 
@@ -59,6 +59,8 @@ def test_no_interval_below_the_least_number_of_cases():
         found = compare(scores(rng.normal(0.2, 0.001, n)), scores(np.zeros(n)), "WT", "Dice")
         assert (found.n, found.low, found.high) == (n, None, None)
         assert found.difference == pytest.approx(0.2, abs=0.01)
+    assert interval(np.array([0.1, 0.2]), least=3) == (None, None)
+    assert interval(np.array([0.1, 0.2]), least=2) == pytest.approx(stats.t.interval(0.95, 1, 0.15, 0.05))
     found = compare(scores(np.full(LEAST_CASES, 0.5)), scores(np.full(LEAST_CASES, 0.25)), "WT", "Dice")
     assert (found.difference, found.low, found.high) == (0.25, None, None)  # nothing says how much it varies
 
@@ -92,6 +94,7 @@ def test_only_cases_that_both_have_count():
     found = compare(mine, theirs, "WT", "Dice")
     assert (found.n, found.dropped) == (4, 0)
     assert found.difference == pytest.approx(np.mean([0.1, 0.2, 1 - 0.2, 0.9 - 1]))
+    assert list(paired_differences(mine, theirs, "WT", "Dice")) == [f"case_{i}" for i in range(4)]
     assert compare(mine, theirs, "ET", "Dice")[:3] == (0, 4, None)
     assert compare(mine, {"elsewhere": {}}, "WT", "Dice") is None
 
