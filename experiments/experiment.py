@@ -1,18 +1,19 @@
 """Does SAM2 help? Every arm on the same left-out cases, with the same plans and patches.
 
 Cross-validation on labelled cases in BraTS layout: an arm trains on all cases but those of a fold and predicts these;
-leave-one-out unless `--num-folds` says otherwise. All arms see the same batches, and one nnU-Net a fold serves all arms
-that start from it. Everything is done by nnU-Net's commands. What is done in OUTPUT is not done again and a training
-that was interrupted goes on, so a run can be stopped and started again at any time. The report goes to the standard
-output, as Markdown, and into OUTPUT/report.json.
+leave-one-out unless `--num-folds` says otherwise, and on fewer cases as well where `--training-cases` says so. All arms
+see the same batches, and one nnU-Net a fold serves all arms that start from it. Everything is done by nnU-Net's
+commands. What is done in OUTPUT is not done again and a training that was interrupted goes on, so a run can be stopped
+and started again at any time. The report goes to the standard output, as Markdown, and into OUTPUT/report.json.
 
 Usage: python -m experiments.experiment DATA OUTPUT [--num-folds 5] [--folds 2] [--seeds 2] [--device cuda]
-    [--sam2-checkpoint FILE] [--report-only]
+    [--training-cases 20,100,all] [--sam2-checkpoint FILE] [--report-only] [--estimate CASES]
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +32,12 @@ from typing import Any, NamedTuple, NoReturn
 import click
 import numpy as np
 
+from experiments.estimate import MEASURED, basis, training_hours
+from nnunet_autosam2.benchmark.comparison import interval, paired_differences
+from nnunet_autosam2.benchmark.results import MEAN, score_of
 from nnunet_autosam2.dataset_conversion.regions import REGIONS
+from nnunet_autosam2.evaluation.brats_metrics import Scores
+from nnunet_autosam2.evaluation.empty_regions import RULE
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, training_log
 
 DATASET, NAME = "40", "Dataset040_Experiment"
@@ -39,7 +46,18 @@ PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH",
 TRAINERS = Path(__file__).resolve().parent / "trainers"
 BATCH_SIZE = 2
 ON_BASELINE = "nnUNetTrainerAutoSAM2_OnBaseline_Short"
+WITHOUT_SAM2 = ("nnUNetTrainerShort", "nnUNetTrainerAutoSAM2_UNetOnly_Short")
 METRICS = {"Dice": ".3f", "IoU": ".3f", "HD95": ".1f"}
+
+
+ADDED_LATER = {
+    "training_cases": [None],
+    "initial_lr": 1e-3,
+    "val_iterations": 4,
+    "full_prediction": False,
+    "sam2_sha256": None,
+}
+"""Settings of a folder that was started before there were these"""
 
 
 class Arm(NamedTuple):
@@ -50,6 +68,10 @@ class Arm(NamedTuple):
     """The arm whose weights it starts from"""
     in_time: bool = False
     """It has fewer epochs: `--in-time-epochs`"""
+
+    @property
+    def asks_sam2(self) -> bool:
+        return self.trainer not in WITHOUT_SAM2 and "enable_sam2=false" not in self.parameters
 
 
 ARMS = {
@@ -63,6 +85,7 @@ ARMS = {
     "hybrid_60_fixed": Arm("hybrid 60 %, fixed", "nnUNetTrainerAutoSAM2_Short", ("slice_fraction=0.6", "fusion=fixed")),
     "hybrid_60_gated": Arm("hybrid 60 %, gated", "nnUNetTrainerAutoSAM2_Short", ("slice_fraction=0.6",)),
     "upgrade": Arm("nnU-Net, frozen, SAM2 on it", ON_BASELINE, starts_from="nnunet"),
+    "upgrade_untrained": Arm("the same, SAM2's weights random", ON_BASELINE, ("sam2_checkpoint=random",), "nnunet"),
     "upgrade_random": Arm("the same, 8 slices at random", f"{ON_BASELINE}_AtRandom", starts_from="nnunet"),
     "upgrade_4": Arm("the same, windows of 4", ON_BASELINE, ("training_slices=4",), starts_from="nnunet"),
     "upgrade_2": Arm("the same, windows of 2", ON_BASELINE, ("training_slices=2",), starts_from="nnunet"),
@@ -83,14 +106,28 @@ ARMS = {
     ),
 }
 """Those that start from nnU-Net have its iterations before their own, so that they compare with each other."""
-REFERENCES = ("unet_only", "nnunet")
+REFERENCES = ("unet_only", "nnunet", "nnunet_then_alone", "upgrade_untrained")
+"""Those that arms of as many iterations are compared with; with `nnunet` all are."""
+
+
+class TrainingCases(click.ParamType):
+    """Numbers by commas, None for all: `20,all` → `[20, None]`."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int | None]:
+        words = str(value).split(",")
+        if not all(word == "all" or (word.isdecimal() and int(word)) for word in words) or len({*words}) < len(words):
+            self.fail(f"{value} is not possible: give different numbers or all, separated by commas.", param, ctx)
+        return [None if word == "all" else int(word) for word in words]
 
 
 class Run(NamedTuple):
-    """One training and the prediction of the case that it has not seen."""
+    """One training and the prediction of the cases that it has not seen."""
 
     arm: str
     fold: int
+    """nnU-Net's: each part of the cases is left out once for each number of training cases"""
     seed: int
 
     def __str__(self) -> str:
@@ -101,19 +138,22 @@ class Result(NamedTuple):
     run: Run
     case: str
     """Left out of the training"""
-    scores: np.ndarray
-    """[METRICS, REGIONS], NaN where a region is nowhere"""
+    scores: dict[str, dict[str, float | None]]
+    """`[region][metric]`; None where it is not defined"""
     training_seconds: float
     prediction_seconds: float
 
 
 @click.command()
-@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("data", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--arms", multiple=True, type=click.Choice(list(ARMS)), help="May be repeated. Default: all.")
 @click.option("--num-folds", type=click.IntRange(2), help="Parts of the cases. Default: one a case.")
 @click.option("--folds", type=click.IntRange(1), default=2, show_default=True, help="How many of them are trained.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of an arm and fold.")
+@click.option(
+    "--training-cases", type=TrainingCases(), default="all", show_default=True, metavar="N,…", help="Of each part."
+)
 @click.option("--modalities", default="t1ce,flair", show_default=True, help="Of the cases.")
 @click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True)
 @click.option("--sam2-checkpoint", default="random", show_default=True, help="Of sam2.1-hiera-tiny: a file, or auto.")
@@ -125,7 +165,19 @@ class Result(NamedTuple):
 @click.option("--upgrade-epochs", type=click.IntRange(1), help="Of arms that start from nnU-Net. Default: the same.")
 @click.option("--in-time-epochs", type=click.IntRange(1), default=5, show_default=True, help='Of "in the time of".')
 @click.option("--iterations", type=click.IntRange(1), default=25, show_default=True, help="Of an epoch.")
+@click.option("--val-iterations", type=click.IntRange(1), default=4, show_default=True, help="Of an epoch.")
+@click.option("--initial-lr", default=1e-3, show_default=True, help="Of this project's trainers.")
+@click.option("--full-prediction", is_flag=True, help="Mirrored, in steps of half a patch, as nnU-Net's default is.")
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="For preprocessing.")
+@click.option(
+    "--augmentation-processes",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="More than 0 are faster, and arms no longer see the same batches.",
+)
 @click.option("--report-only", is_flag=True, help="Report what is there; the other options do not matter.")
+@click.option("--estimate", type=click.IntRange(2), metavar="CASES", help="Tell how long it takes, and do nothing.")
 def main(
     data: Path,
     output: Path,
@@ -133,6 +185,7 @@ def main(
     num_folds: int | None,
     folds: int,
     seeds: int,
+    training_cases: list[int | None],
     modalities: str,
     device: str,
     sam2_checkpoint: str,
@@ -144,7 +197,13 @@ def main(
     upgrade_epochs: int | None,
     in_time_epochs: int,
     iterations: int,
+    val_iterations: int,
+    initial_lr: float,
+    full_prediction: bool,
+    processes: int,
+    augmentation_processes: int,
     report_only: bool,
+    estimate: int | None,
 ) -> None:
     """Train, predict and score each arm on the cases of DATA; everything is written below OUTPUT."""
     if not report_only:
@@ -154,25 +213,48 @@ def main(
             "data": str(data.absolute()),
             "device": device,
             "sam2_checkpoint": sam2_checkpoint,
+            "sam2_sha256": None,
             "spacing": list(spacing),
             "patch_size": list(patch_size),
             "features": list(features),
             "sam2_image_size": sam2_image_size,
             "modalities": modalities,
             "num_folds": num_folds,
+            "training_cases": training_cases,
             "epochs": epochs,
             "upgrade_epochs": upgrade_epochs or epochs,
             "in_time_epochs": in_time_epochs,
             "iterations": iterations,
+            "val_iterations": val_iterations,
+            "initial_lr": initial_lr,
+            "full_prediction": full_prediction,
         }
+        of_all = itertools.product(range(seeds), range(folds * len(training_cases)), dict.fromkeys(arms) or ARMS)
+        runs = [Run(arm, fold, seed) for seed, fold, arm in of_all]
+        if estimate:
+            tell_time(settings, runs, estimate)
+            return
+        if not data.is_dir():
+            raise click.ClickException(f"{data} is not a folder.")
+        if sam2_checkpoint not in ("auto", "random"):
+            settings["sam2_sha256"] = sha256(Path(sam2_checkpoint))
         signal.signal(signal.SIGTERM, stop)
-        experiment = Experiment(output.absolute(), settings)
+        experiment = Experiment(output.absolute(), settings, processes, augmentation_processes)
         experiment.prepare(folds)
-        for seed in range(seeds):
-            for fold in range(folds):
-                for arm in dict.fromkeys(arms) or ARMS:
-                    experiment.train_and_predict(Run(arm, fold, seed))
+        for run in runs:
+            experiment.train_and_predict(run)
     report(output.absolute())
+
+
+def sha256(path: Path) -> str:
+    """
+    Raises:
+        click.ClickException: the file cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def stop(*_: object) -> NoReturn:
@@ -186,8 +268,9 @@ class Experiment:
         click.ClickException: OUTPUT is in use, or was started with other settings; a command has failed.
     """
 
-    def __init__(self, output: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, output: Path, settings: dict[str, Any], processes: int, augmentation_processes: int) -> None:
         self.output, self.settings = output, settings
+        self.processes, self.augmentation_processes = processes, augmentation_processes
         for folder in ("log", "done"):
             (output / folder).mkdir(parents=True, exist_ok=True)
         self.lock = (output / "lock").open("w")
@@ -204,7 +287,7 @@ class Experiment:
             "nnUNet_raw": str(output / "raw"),
             "nnUNet_preprocessed": str(output / "preprocessed"),
             "nnUNet_extTrainer": str(TRAINERS),
-            "nnUNet_def_n_proc": "2",
+            "nnUNet_def_n_proc": str(processes),
             # Threads that spin while they wait slow each other down where other work runs on the same cores.
             "OMP_WAIT_POLICY": "PASSIVE",
             # As in the Makefile: what a CPU saves when freed memory stays in the process.
@@ -217,7 +300,7 @@ class Experiment:
         """Convert, preprocess, write plans and splits; all of it again where it has not come to its end."""
         path = self.output / "settings.json"
         if path.exists():
-            there = json.loads(path.read_text())
+            there = read_settings(path)
             other = [f"{key} = {there.get(key)}" for key, value in self.settings.items() if there.get(key) != value]
             if other:
                 raise click.ClickException(f"{self.output} was started with {', '.join(other)}: choose another folder.")
@@ -227,8 +310,8 @@ class Experiment:
                 (self.output / folder).mkdir()
             self._convert_and_plan()
             path.write_text(json.dumps(self.settings, indent=4))
-        if folds > len(found := left_out_cases(self.output)):
-            raise click.ClickException(f"--folds {folds} is too many: there are {len(found)}.")
+        if folds > (found := len(left_out_cases(self.output)) // len(self.settings["training_cases"])):
+            raise click.ClickException(f"--folds {folds} is too many: there are {found}.")
 
     def _convert_and_plan(self) -> None:
         settings = self.settings
@@ -236,47 +319,43 @@ class Experiment:
             "convert", "autosam2", "convert-brats", settings["data"], "-d", DATASET, "-n", "Experiment",
             "--modalities", settings["modalities"],
         )  # fmt: skip
-        self._execute(
-            "preprocess", "nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", "3d_fullres", "-np", "2", "-npfp", "2",
-            "-overwrite_target_spacing", *settings["spacing"], "-overwrite_plans_name", PLANS,
-        )  # fmt: skip
-        configure = ("autosam2", "configure", DATASET, "-p", PLANS)
-        first, most = settings["features"]
-        self._execute(
-            "configure", *configure, "--name", CONFIGURATION, "--batch-size", BATCH_SIZE,
-            "--patch-size", *settings["patch_size"],
-            "--base-features", first, "--max-features", most,
-            f"sam2_checkpoint={settings['sam2_checkpoint']}", f"sam2_image_size={settings['sam2_image_size']}",
-            f"num_epochs={settings['epochs']}", f"num_iterations_per_epoch={settings['iterations']}",
-            "num_val_iterations_per_epoch=4", "initial_lr=1e-3",
-            f"early_stopping_patience={settings['epochs']}",  # so it never stops early
-        )  # fmt: skip
-        for name, arm in ARMS.items():
-            if parameters := self._parameters(arm):
-                command = (*configure, "--base", CONFIGURATION, "--name", name, *parameters)
-                self._execute(f"configure_{name}", *command)
         images = self.output / "raw" / NAME / "imagesTr"
         cases = sorted(path.name.removesuffix("_0000.nii.gz") for path in images.glob("*_0000.nii.gz"))
-        parts = [[case] for case in cases]
-        if settings["num_folds"]:
-            shuffled = np.random.default_rng(0).permutation(cases)
-            parts = [part.tolist() for part in np.array_split(shuffled, settings["num_folds"])]
-        splits = [{"train": [case for case in cases if case not in part], "val": sorted(part)} for part in parts]
+        splits = make_splits(cases, settings["num_folds"], settings["training_cases"])
         for fold, split in enumerate(splits):
             folder = self.output / "left_out" / str(fold)
             folder.mkdir(parents=True)
             for case in split["val"]:
                 for path in images.glob(f"{case}_????.nii.gz"):
-                    shutil.copy(path, folder)
+                    (folder / path.name).symlink_to(path)
+        self._execute(
+            "preprocess", "nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", "3d_fullres",
+            "-np", self.processes, "-npfp", self.processes,
+            "-overwrite_target_spacing", *settings["spacing"], "-overwrite_plans_name", PLANS,
+        )  # fmt: skip
         (self.output / "preprocessed" / NAME / "splits_final.json").write_text(json.dumps(splits, indent=4))
+        first, most = settings["features"]
+        self._configure(
+            CONFIGURATION, "--batch-size", BATCH_SIZE,
+            "--patch-size", *settings["patch_size"],
+            "--base-features", first, "--max-features", most,
+            f"sam2_checkpoint={settings['sam2_checkpoint']}", f"sam2_image_size={settings['sam2_image_size']}",
+            f"num_epochs={settings['epochs']}", f"num_iterations_per_epoch={settings['iterations']}",
+            f"num_val_iterations_per_epoch={settings['val_iterations']}", f"initial_lr={settings['initial_lr']}",
+            f"early_stopping_patience={settings['epochs']}",  # so it never stops early
+        )  # fmt: skip
 
-    def _parameters(self, arm: Arm) -> tuple[str, ...]:
-        if arm.starts_from is None:
-            return arm.parameters
-        return (*arm.parameters, f"num_epochs={self.settings['in_time_epochs' if arm.in_time else 'upgrade_epochs']}")
+    def _configure(self, name: str, *options: object) -> None:
+        """Add a configuration to the plans, unless it is there."""
+        plans = json.loads((self.output / "preprocessed" / NAME / f"{PLANS}.json").read_text())
+        if name not in plans["configurations"]:
+            self._execute(f"configure_{name}", "autosam2", "configure", DATASET, "-p", PLANS, "--name", name, *options)
 
     def train_and_predict(self, run: Run) -> None:
         arm, folder = ARMS[run.arm], model_folder(self.output, run)
+        if (name := configuration(run.arm)) != CONFIGURATION:
+            epochs = f"num_epochs={epochs_of(arm, self.settings)}"
+            self._configure(name, "--base", CONFIGURATION, *arm.parameters, *([epochs] if arm.starts_from else []))
         if arm.starts_from:
             start = run._replace(arm=arm.starts_from)
             self.train_and_predict(start)
@@ -285,10 +364,12 @@ class Experiment:
             f"train_{run}", run.seed, "nnUNetv2_train", NAME, configuration(run.arm), run.fold, "-tr", arm.trainer,
             "-p", PLANS, "-device", self.settings["device"], *resuming(folder / f"fold_{run.fold}"),
         )  # fmt: skip
+        workers = max(1, self.processes // 2)
         self._once(
             f"predict_{run}", run.seed, "nnUNetv2_predict_from_modelfolder", "-m", folder, "-f", run.fold,
             "-i", self.output / "left_out" / str(run.fold), "-o", prediction_folder(self.output, run),
-            "-device", self.settings["device"], "-npp", "1", "-nps", "1", "--disable_tta", "-step_size", "0.75",
+            "-device", self.settings["device"], "-npp", workers, "-nps", workers,
+            *([] if self.settings["full_prediction"] else ["--disable_tta", "-step_size", "0.75"]),
         )  # fmt: skip
 
     def _link_as_baseline(self, folder: Path) -> None:
@@ -304,7 +385,7 @@ class Experiment:
             return
         seconds = self._execute(
             name, *command, EXPERIMENT_SEED=str(seed), nnUNet_results=str(results_folder(self.output, seed)),
-            nnUNet_n_proc_DA="0",  # batches from this process alone can be reproduced
+            nnUNet_n_proc_DA=str(self.augmentation_processes),  # of 0, batches can be reproduced; planning fails
         )  # fmt: skip
         stamp.write_text(str(seconds))
 
@@ -320,6 +401,41 @@ class Experiment:
             end = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
             raise click.ClickException(f"{name} has ended with exit code {status}. The end of {log}:\n{end}")
         return time.monotonic() - start
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    return {**ADDED_LATER, **json.loads(path.read_text())}
+
+
+def make_splits(
+    cases: list[str], num_folds: int | None, training_cases: Sequence[int | None]
+) -> list[dict[str, list[str]]]:
+    """nnU-Net's folds: each part of the cases is left out once for each number of training cases.
+
+    Fewer training cases are some of those that more are.
+
+    Raises:
+        click.ClickException: there are not as many cases.
+    """
+    parts = [[case] for case in cases]
+    if num_folds:
+        if num_folds > len(cases):
+            raise click.ClickException(f"--num-folds {num_folds} is too many: there are {len(cases)} cases.")
+        shuffled = np.random.default_rng(0).permutation(cases)
+        parts = [part.tolist() for part in np.array_split(shuffled, num_folds)]
+    splits = []
+    for part in parts:
+        others = np.random.default_rng(1).permutation([case for case in cases if case not in part]).tolist()
+        if (most := max(count or 0 for count in training_cases)) > len(others):
+            raise click.ClickException(f"--training-cases {most} is too many: there are {len(others)} beside a part.")
+        splits += [{"train": sorted(others[:count]), "val": sorted(part)} for count in training_cases]
+    return splits
+
+
+def epochs_of(arm: Arm, settings: dict[str, Any]) -> int:
+    if arm.starts_from is None:
+        return settings["epochs"]
+    return settings["in_time_epochs" if arm.in_time else "upgrade_epochs"]
 
 
 def configuration(arm: str) -> str:
@@ -358,11 +474,35 @@ def resuming(fold: Path) -> list[str]:
     return ["--c"] if any(path.exists() for path in checkpoints) else []
 
 
+def tell_time(settings: dict[str, Any], runs: list[Run], cases: int) -> None:
+    """Tell what would be trained on so many cases, and for how long.
+
+    Raises:
+        click.ClickException: nothing has been measured on the device.
+    """
+    if settings["device"] not in MEASURED:
+        raise click.ClickException(
+            f"No training has been timed on {settings['device']}: only {' and '.join(MEASURED)}."
+        )
+    left_out = round(cases / settings["num_folds"]) if settings["num_folds"] else 1
+    needed: dict[Run, None] = {}
+    for run in runs:
+        start = ARMS[run.arm].starts_from
+        needed |= dict.fromkeys([run._replace(arm=start), run] if start else [run])
+    total = 0.0
+    for run in needed:
+        arm, count = ARMS[run.arm], training_cases_of(settings, run.fold) or cases - left_out
+        hours = training_hours(settings, epochs_of(arm, settings), arm.asks_sam2, left_out)
+        total += hours
+        click.echo(f"{hours:7.1f} h  {run}: {arm.title}, {count} cases, {epochs_of(arm, settings)} epochs")
+    click.echo(f"{total:7.1f} h  in all. {basis(settings['device'])}")
+
+
 def report(output: Path) -> None:
     path = output / "settings.json"
     if not path.exists():
         raise click.ClickException(f"{output} has no settings.json: nothing has been trained there.")
-    settings = json.loads(path.read_text())
+    settings = read_settings(path)
     cases, seeds = left_out_cases(output), len(list(output.glob("results_seed_*")))
     possible = itertools.starmap(Run, itertools.product(ARMS, range(len(cases)), range(seeds)))
     runs = [run for run in possible if stamp_file(output, f"predict_{run}").exists()]
@@ -399,25 +539,28 @@ def read_result(output: Path, run: Run, case: str, scores: dict[str, dict[str, f
     checkpoint = model_folder(output, run) / f"fold_{run.fold}" / "checkpoint_final.pth"
     trained = training_log(read_nnunet_checkpoint(checkpoint), checkpoint).seconds
     seconds = float(stamp_file(output, f"predict_{run}").read_text())
-    by_metric = [[scores[region][metric] for region in REGIONS] for metric in METRICS]
-    return Result(run, case, np.array(by_metric, float), trained, seconds)
+    return Result(run, case, scores, trained, seconds)
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    scores = [[None if np.isnan(value) else value for value in values] for values in result.scores.tolist()]
     return {
         **result.run._asdict(),
         "case": result.case,
-        **{metric: dict(zip(REGIONS, values, strict=True)) for metric, values in zip(METRICS, scores, strict=True)},
+        **{metric: {region: result.scores[region][metric] for region in REGIONS} for metric in METRICS},
         "training_seconds": result.training_seconds,
         "prediction_seconds": result.prediction_seconds,
     }
 
 
+def training_cases_of(settings: dict[str, Any], fold: int) -> int | None:
+    """Number of training cases that was asked for; None: all of them."""
+    numbers = settings["training_cases"]
+    return numbers[fold % len(numbers)]
+
+
 def markdown(settings: dict[str, Any], metrics: str, results: list[Result]) -> Iterator[str]:
-    weights = settings["sam2_checkpoint"]
     patch, spacing = ("×".join(format(side, "g") for side in settings[key]) for key in ("patch_size", "spacing"))
-    yield "SAM2's weights are random." if weights == "random" else f"SAM2's weights: {weights}."
+    yield weights_used(settings, {result.run.arm for result in results})
     yield (
         f"Patches of {patch} voxels of {spacing} mm, {BATCH_SIZE} a batch, {settings['epochs']} epochs of "
         f"{settings['iterations']} iterations ({settings['upgrade_epochs']} more on nnU-Net), "
@@ -425,56 +568,119 @@ def markdown(settings: dict[str, Any], metrics: str, results: list[Result]) -> I
         "Mean ± standard deviation over left-out cases and seeds."
     )
     yield metrics
-    by_arm = {name: [result for result in results if result.run.arm == name] for name in ARMS}
-    against = next((name for name in REFERENCES if by_arm[name]), REFERENCES[0])
-    reference = {(*result.run[1:], result.case): result.scores for result in by_arm[against]}
-    for index, metric in enumerate(METRICS):
-        header = ["arm", "cases", *REGIONS, "mean", f"mean, less {ARMS[against].title}"]
-        yield from ("", f"### {metric}", "")
-        yield from table(header, (row(there, index, reference) for there in by_arm.values() if there))
-    yield from ("", "### Time", "")
-    yield "Minutes for the epochs of a training; seconds for the command of a prediction, from its start to its end."
-    times = (
-        [
-            ARMS[name].title,
-            spread([result.training_seconds / 60 for result in there], ".1f"),
-            spread([result.prediction_seconds for result in there], ".0f"),
-        ]
-        for name, there in by_arm.items()
-        if there
+    yield (
+        "Differences are paired, case by case (the mean of several seeds is one), with 95 % intervals of their mean by "
+        f"Student's t. {RULE}"
     )
-    yield from ("", *table(["arm", "training (min)", "prediction (s)"], times))
-    yield from ("", f"### Each run: {' / '.join(METRICS)}", "")
+    for number in settings["training_cases"]:
+        there = [result for result in results if training_cases_of(settings, result.run.fold) == number]
+        if len(settings["training_cases"]) > 1 and there:
+            yield from ("", f"## {number or 'All'} training cases")
+        by_arm = {name: chosen for name in ARMS if (chosen := [each for each in there if each.run.arm == name])}
+        yield from scores_and_differences(by_arm)
+        yield from ("", "### Time", "")
+        yield "Minutes for the epochs of a training; seconds for the command of a prediction, with its start."
+        times = (
+            [
+                ARMS[name].title,
+                spread([result.training_seconds / 60 for result in of_arm], ".1f"),
+                spread([result.prediction_seconds for result in of_arm], ".0f"),
+            ]
+            for name, of_arm in by_arm.items()
+        )
+        yield from ("", *table(["arm", "training (min)", "prediction (s)"], times))
+    yield from ("", f"## Each run: {' / '.join(METRICS)}", "")
     each = (
         [
             ARMS[result.run.arm].title,
+            str(training_cases_of(settings, result.run.fold) or "all"),
             result.case,
             str(result.run.seed),
-            *(" / ".join(map(format, values.tolist(), METRICS.values())) for values in result.scores.T),
+            *(
+                " / ".join(spread([result.scores[region][metric]], form) for metric, form in METRICS.items())
+                for region in REGIONS
+            ),
         ]
         for result in results
     )
-    yield from table(["arm", "left-out case", "seed", *REGIONS], each)
+    yield from table(["arm", "training cases", "left-out case", "seed", *REGIONS], each)
 
 
-def row(results: list[Result], metric: int, reference: dict[tuple, np.ndarray]) -> list[str]:
-    """Row of one arm, compared with the arm of reference run by run."""
-    scores = np.stack([result.scores[metric] for result in results])
-    gains = [
-        np.nanmean(result.scores[metric] - reference[key][metric])
-        for result in results
-        if (key := (*result.run[1:], result.case)) in reference
-    ]
-    form = list(METRICS.values())[metric]
-    columns = [spread(values, form) for values in (*scores.T, np.nanmean(scores, axis=1))]
-    return [ARMS[results[0].run.arm].title, str(len(results)), *columns, spread(gains, f"+{form}")]
+def weights_used(settings: dict[str, Any], arms: set[str]) -> str:
+    checkpoint, checksum = settings["sam2_checkpoint"], settings["sam2_sha256"]
+    if checkpoint == "random":
+        return "SAM2's weights are random."
+    known = f"{Path(checkpoint).name} (SHA-256 {checksum})" if checksum else checkpoint
+    untrained = " or ".join(
+        ARMS[arm].title for arm in ARMS if "sam2_checkpoint=random" in ARMS[arm].parameters and arm in arms
+    )
+    return f"SAM2's weights: {known}" + (f"; random ones in the arm “{untrained}”." if untrained else ".")
 
 
-def spread(values: Sequence[float] | np.ndarray, form: str) -> str:
-    there = np.array(values)[~np.isnan(values)]
+def scores_and_differences(by_arm: dict[str, list[Result]]) -> Iterator[str]:
+    for metric, form in METRICS.items():
+        yield from ("", f"### {metric}", "")
+        rows = (
+            [
+                ARMS[name].title,
+                str(len(of_arm)),
+                *(
+                    spread([score_of(each.scores, region, metric) for each in of_arm], form)
+                    for region in (*REGIONS, MEAN)
+                ),
+            ]
+            for name, of_arm in by_arm.items()
+        )
+        yield from table(["arm", "cases", *REGIONS, MEAN], rows)
+        for reference in REFERENCES:
+            compared = [name for name in by_arm if reference in by_arm and comparable(name, reference)]
+            if compared:
+                header = [f"{metric}, less {ARMS[reference].title}", "cases", *REGIONS, MEAN]
+                yield from (
+                    "",
+                    *table(header, (differences(by_arm, name, reference, metric, form) for name in compared)),
+                )
+
+
+def comparable(arm: str, reference: str) -> bool:
+    """Whether one can be compared with the other: as many iterations, or with nnU-Net."""
+    same = (ARMS[arm].starts_from is None) == (ARMS[reference].starts_from is None)
+    return arm != reference and (same or reference == "nnunet")
+
+
+def differences(by_arm: dict[str, list[Result]], arm: str, reference: str, metric: str, form: str) -> list[str]:
+    """Row of the arm's paired differences in each region and in their mean."""
+    scores: dict[str, dict[int, Scores]] = {arm: defaultdict(dict), reference: defaultdict(dict)}
+    for name, of_seed in scores.items():
+        for each in by_arm[name]:
+            of_seed[each.run.seed][each.case] = each.scores
+    common = scores[arm].keys() & scores[reference].keys()
+    cases = set().union(*(scores[arm][seed].keys() & scores[reference][seed].keys() for seed in common))
+    cells = []
+    for region in (*REGIONS, MEAN):
+        of_case = defaultdict(list)
+        for seed in common:
+            for case, value in paired_differences(scores[arm][seed], scores[reference][seed], region, metric).items():
+                of_case[case].append(value)
+        cells.append(with_interval([float(np.mean(values)) for values in of_case.values()], form))
+    return [ARMS[arm].title, str(len(cases)), *cells]
+
+
+def with_interval(differences: list[float], form: str) -> str:
+    """Mean and its interval: `+0.042 (+0.019 to +0.065)`."""
+    if not differences:
+        return "none"
+    low, high = interval(np.array(differences), least=2)
+    bounds = "" if low is None else f" ({low:+{form}} to {high:+{form}})"
+    return f"{np.mean(differences):+{form}}{bounds}"
+
+
+def spread(values: Iterable[float | None], form: str) -> str:
+    """Mean ± standard deviation of those that are defined."""
+    there = np.array([value for value in values if value is not None])
     if not there.size:
         return "none"
-    return format(there.mean(), form) + (f" ± {there.std(ddof=1):{form.lstrip('+')}}" if there.size > 1 else "")
+    return format(there.mean(), form) + (f" ± {there.std(ddof=1):{form}}" if there.size > 1 else "")
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:

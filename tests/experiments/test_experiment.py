@@ -1,12 +1,30 @@
 """What the experiment on real cases asks of the package's own commands."""
 
+import itertools
 from pathlib import Path
 
+import click
 import nibabel
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from scipy import stats
 
-from experiments.experiment import METRICS, NAME, Run, evaluate, prediction_folder
+from experiments.experiment import (
+    ADDED_LATER,
+    ARMS,
+    METRICS,
+    NAME,
+    Result,
+    Run,
+    TrainingCases,
+    evaluate,
+    main,
+    make_splits,
+    markdown,
+    prediction_folder,
+    read_settings,
+)
 from nnunet_autosam2.dataset_conversion.regions import REGIONS
 
 
@@ -28,3 +46,141 @@ def test_predictions_are_scored_by_nnunets_labels(tmp_path: Path) -> None:
         assert set(METRICS) <= set(scores["a"][region])
         assert scores["a"][region]["Dice"] == pytest.approx(1)
         assert scores["b"][region]["Dice"] == pytest.approx(0 if region == "ET" else 1)
+
+
+CASES = [f"case_{number:02d}" for number in range(10)]
+
+
+def test_fewer_training_cases_are_some_of_more_and_leave_out_the_same():
+    splits = make_splits(CASES, 5, [2, 4, None])
+    assert len(splits) == 5 * 3
+    for few, more, every in zip(*[iter(splits)] * 3, strict=True):
+        assert few["val"] == more["val"] == every["val"]
+        assert [len(split["train"]) for split in (few, more, every)] == [2, 4, 8]
+        assert set(few["train"]) < set(more["train"]) < set(every["train"]) == set(CASES) - set(few["val"])
+    assert sorted(case for split in splits[::3] for case in split["val"]) == CASES
+
+
+def test_one_case_is_left_out_without_folds():
+    assert [split["val"] for split in make_splits(CASES, None, [None])] == [[case] for case in CASES]
+
+
+def test_more_cases_than_there_are():
+    with pytest.raises(click.ClickException, match=r"--training-cases 9 is too many: there are 8 beside a part\."):
+        make_splits(CASES, 5, [9, None])
+    with pytest.raises(click.ClickException, match=r"--num-folds 11 is too many: there are 10 cases\."):
+        make_splits(CASES, 11, [None])
+
+
+@pytest.mark.parametrize("value", ["20,", "0", "-3", "twenty", "20,20", ""])
+def test_numbers_of_training_cases_that_are_none(value: str):
+    with pytest.raises(click.BadParameter, match="give different numbers or all"):
+        TrainingCases().convert(value, None, None)
+
+
+def test_a_folder_that_was_started_before_there_were_these_settings(tmp_path: Path):
+    (tmp_path / "settings.json").write_text('{"epochs": 5}')
+    assert read_settings(tmp_path / "settings.json") == {"epochs": 5, **ADDED_LATER}
+
+
+SETTINGS = {
+    "sam2_checkpoint": "/somewhere/sam2.1_hiera_tiny.pt", "sam2_sha256": "0123abcd", "patch_size": [8, 8, 8],
+    "spacing": [1, 1, 1], "epochs": 2, "iterations": 2, "upgrade_epochs": 1, "sam2_image_size": 64, "device": "cpu",
+    "training_cases": [2, None],
+}  # fmt: skip
+
+
+def result(arm: str, case: str, dice: float | None, seed: int = 0, fold: int = 0) -> Result:
+    """The same in all regions, None where truth and prediction have none."""
+    scores = {region: dict.fromkeys(METRICS, dice) for region in REGIONS}
+    return Result(Run(arm, fold, seed), case, scores, 60, 5)
+
+
+def cells(lines: list[str], start: str) -> list[list[str]]:
+    """Rows of the table whose header starts so."""
+    first = next(number for number, line in enumerate(lines) if line.startswith(f"| {start} |")) + 2
+    rows = itertools.takewhile(lambda line: line.startswith("| "), lines[first:])
+    return [line.strip("| ").split(" | ") for line in rows]
+
+
+def test_differences_are_paired_over_cases_with_students_intervals():
+    gains = [0.02, 0.05, -0.01, 0.04]
+    of_baseline = [result("nnunet", case, 0.5 + 0.1 * number) for number, case in enumerate(CASES[:4])]
+    of_upgrade = [
+        result("upgrade", each.case, each.scores["WT"]["Dice"] + gain)
+        for each, gain in zip(of_baseline, gains, strict=True)
+    ]
+    lines = list(markdown(SETTINGS, "", of_baseline + of_upgrade))
+    low, high = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    expected = f"+0.025 ({low:+.3f} to {high:+.3f})"
+    assert cells(lines, "Dice, less nnU-Net") == [["nnU-Net, frozen, SAM2 on it", "4", *[expected] * 4]]
+    assert cells(lines, "arm")[0][:3] == ["nnU-Net", "4", "0.650 ± 0.129"]
+
+
+def test_a_case_counts_once_however_many_seeds_it_has():
+    baseline = [result("nnunet", case, 0.5, seed) for case in CASES[:2] for seed in (0, 1)]
+    upgrade = [
+        result("upgrade", case, dice, seed)
+        for case, of_seeds in zip(CASES[:2], ([0.6, 0.8], [0.5, 0.7]), strict=True)
+        for seed, dice in enumerate(of_seeds)
+    ]
+    lines = list(markdown(SETTINGS, "", [*baseline, *upgrade, result("nnunet", CASES[0], 0.9, seed=2)]))
+    low, high = stats.ttest_1samp([0.2, 0.1], 0).confidence_interval(0.95)
+    (row,) = cells(lines, "Dice, less nnU-Net")
+    assert row[1:3] == ["2", f"+0.150 ({low:+.3f} to {high:+.3f})"]
+
+
+def test_a_region_that_one_arm_invents_counts_for_the_other():
+    baseline, upgrade = result("nnunet", CASES[0], 0.5), result("upgrade", CASES[0], 0.5)
+    baseline.scores["ET"].update(dict.fromkeys(METRICS, None))
+    upgrade.scores["ET"].update(Dice=0, IoU=0, HD95=373)
+    lines = list(markdown(SETTINGS, "", [baseline, upgrade]))
+    assert cells(lines, "Dice, less nnU-Net")[0][2:] == ["+0.000", "+0.000", "-1.000", "-0.333"]
+    assert cells(lines, "HD95, less nnU-Net")[0][4] == "+373.0"
+
+
+def test_arms_are_compared_with_as_many_iterations_and_number_by_number_of_training_cases():
+    arms = ("nnunet", "unet_only", "upgrade", "nnunet_then_alone")
+    lines = list(markdown(SETTINGS, "", [result(arm, CASES[0], 0.5, fold=fold) for fold in (0, 1) for arm in arms]))
+    assert [line for line in lines if line.startswith("## ")][:2] == ["## 2 training cases", "## All training cases"]
+    titles = {name: ARMS[name].title for name in arms}
+    assert [row[0] for row in cells(lines, "Dice, less UNet only")] == [titles["nnunet"]]
+    assert {row[0] for row in cells(lines, "Dice, less nnU-Net")} == set(titles.values()) - {titles["nnunet"]}
+    alone = cells(lines, "Dice, less nnU-Net, then the same without SAM2")
+    assert [row[0] for row in alone] == [titles["upgrade"]]
+    assert len(cells(lines, "Dice, less nnU-Net")) == 3
+
+
+def test_the_first_line_tells_the_weights():
+    first = next(markdown(SETTINGS, "", [result("upgrade", CASES[0], 0.5)]))
+    assert first == "SAM2's weights: sam2.1_hiera_tiny.pt (SHA-256 0123abcd)."
+    both = [result(arm, CASES[0], 0.5) for arm in ("upgrade", "upgrade_untrained")]
+    assert "random ones in the arm “the same, SAM2's weights random”." in next(markdown(SETTINGS, "", both))
+    random = {**SETTINGS, "sam2_checkpoint": "random", "sam2_sha256": None}
+    assert next(markdown(random, "", both)) == "SAM2's weights are random."
+
+
+def test_an_estimate_counts_a_baseline_once_and_touches_nothing(tmp_path: Path):
+    output = tmp_path / "output"
+    options = ["--estimate", "50", "--num-folds", "5", "--folds", "1", "--training-cases", "20,all", "--seeds", "2"]
+    told = CliRunner().invoke(main, [str(tmp_path / "none"), str(output), *options, "--arms", "upgrade"])
+    assert told.exit_code == 0, told.output
+    assert not output.exists()
+    lines = told.output.splitlines()
+    assert [line.split(" h  ")[1].split(":")[0] for line in lines[:4]] == [
+        "nnunet_fold_0_seed_0", "upgrade_fold_0_seed_0", "nnunet_fold_1_seed_0", "upgrade_fold_1_seed_0",
+    ]  # fmt: skip
+    assert "20 cases" in lines[0]
+    assert "40 cases" in lines[2]
+    hours = [float(line.split(" h ")[0]) for line in lines]
+    assert hours[-1] == pytest.approx(sum(hours[:-1]), abs=0.5)
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path: Path):
+    missing = CliRunner().invoke(main, [str(tmp_path / "none"), str(tmp_path / "output")])
+    assert missing.output == f"Error: {tmp_path / 'none'} is not a folder.\n"
+    weights = ["--sam2-checkpoint", str(tmp_path / "none.pt")]
+    missing = CliRunner().invoke(main, [str(tmp_path), str(tmp_path / "output"), *weights])
+    assert missing.output == f"Error: {tmp_path / 'none.pt'} cannot be read: No such file or directory.\n"
+    unknown = CliRunner().invoke(main, [str(tmp_path), str(tmp_path / "output"), "--device", "mps", "--estimate", "9"])
+    assert unknown.output == "Error: No training has been timed on mps: only cuda and cpu.\n"
