@@ -643,9 +643,10 @@ def scores_and_differences(by_arm: dict[str, list[Result]]) -> Iterator[str]:
 
 
 def comparable(arm: str, reference: str) -> bool:
-    """Whether one can be compared with the other: as many iterations, or with nnU-Net."""
+    """Whether they are compared: with as many iterations or with nnU-Net, and two references once."""
     same = (ARMS[arm].starts_from is None) == (ARMS[reference].starts_from is None)
-    return arm != reference and (same or reference == "nnunet")
+    earlier = REFERENCES[: REFERENCES.index(reference) + 1]
+    return arm not in earlier and (same or reference == "nnunet")
 
 
 def differences(by_arm: dict[str, list[Result]], arm: str, reference: str, metric: str, form: str) -> list[str]:
