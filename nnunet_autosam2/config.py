@@ -32,7 +32,7 @@ PIXELS_AT_ONCE_ON_GPU = {"autosam2": 80 * 512**2, "plans": 26 * 512**2}
 SAM2_SIZE_STEP = 32  # Hiera's windowed position embedding has to tile the feature map
 
 Propagation = Literal["linear", "memory"]
-Fusion = Literal["fixed", "gated", "off"]
+Fusion = Literal["fixed", "gated", "convolutional", "off"]
 Backbone = Literal["autosam2", "plans"]
 SAM2Model = Literal[
     "sam2.1-hiera-tiny",
@@ -106,7 +106,8 @@ class AutoSAM2Config(BaseModel, frozen=True):
     # Fusion
     fusion: Fusion = "gated"
     """How the UNet and SAM2's masks become one. `fixed`: the two blends below. `gated`: starts there and learns where
-    to trust SAM2. `off`: SAM2 makes no masks, only features (`feature_fusion`)."""
+    to trust SAM2. `convolutional`: the same with a gate that sees the neighbourhood and the UNet's features. `off`:
+    SAM2 makes no masks, only features (`feature_fusion`)."""
     bg_blend: Fraction = 0.5
     """The UNet's weight in the background channel, which label-based training has and region-based does not."""
     tumor_blend: Fraction = 0.5
@@ -224,7 +225,9 @@ class AutoSAM2Config(BaseModel, frozen=True):
     @model_validator(mode="after")
     def _masks_or_features(self) -> AutoSAM2Config:
         without = self.fusion == "off"
-        self._require("fusion", self.feature_fusion or not without, "fixed or gated with feature_fusion = false")
+        self._require(
+            "fusion", self.feature_fusion or not without, "fixed, gated or convolutional with feature_fusion = false"
+        )
         self._require("propagation", not without or self.propagation == "linear", "linear with fusion = off")
         return self
 
@@ -284,6 +287,11 @@ class AutoSAM2Config(BaseModel, frozen=True):
     def makes_masks(self) -> bool:
         """Otherwise SAM2 runs for its embeddings alone, or not at all."""
         return self.uses_sam2 and self.fusion != "off"
+
+    @property
+    def has_gate(self) -> bool:
+        """The fusion learns where to trust SAM2, by a term of its own in the loss."""
+        return self.fusion in ("gated", "convolutional")
 
     @property
     def unet_outputs_train(self) -> bool:

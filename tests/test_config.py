@@ -109,7 +109,7 @@ def test_impossible_values_are_named(key, value):
         ({"num_positive_points": -1}, "-1 is not possible: it has to be a whole number from 0 to 1000."),
         ({"num_epochs": 0.5}, "0.5 is not possible: it has to be null or a whole number of 1 or more."),
         ({"initial_lr": 0.0}, "0.0 is not possible: it has to be a number above 0."),
-        ({"fusion": "learned"}, "'learned' is not possible: it has to be one of fixed, gated, off."),
+        ({"fusion": "learned"}, "'learned' is not possible: it has to be one of fixed, gated, convolutional, off."),
         ({"sam2_image_size": 500}, "500 is not possible: it has to be a multiple of 32 from 64 to 4096."),
         ({"sam2_checkpoint": ""}, "'' is not possible: it has to be a file, auto or random."),
         ({"enable_sam2": 1}, "1 is not possible: it has to be true or false."),
@@ -172,7 +172,9 @@ def test_what_is_frozen_was_trained():
 
 
 def test_without_masks_there_are_features_in_a_decoder():
-    with pytest.raises(ConfigurationError, match=r"fusion = 'off'.*fixed or gated with feature_fusion = false"):
+    with pytest.raises(
+        ConfigurationError, match=r"fusion = 'off'.*fixed, gated or convolutional with feature_fusion = false"
+    ):
         AutoSAM2Config(fusion="off")
     with pytest.raises(ConfigurationError, match=r"feature_fusion = True.*enable_unet_decoder"):
         AutoSAM2Config(feature_fusion=True, enable_unet_decoder=False)

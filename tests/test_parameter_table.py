@@ -26,7 +26,7 @@ def test_every_parameter_has_a_row_with_values_and_meaning():
 def test_bounds_come_from_the_fields():
     values = {each.key: each.values for each in parameters()}
     assert values["lora_rank"] == "a whole number from 1 to 1024"
-    assert values["fusion"] == "one of fixed, gated, off"
+    assert values["fusion"] == "one of fixed, gated, convolutional, off"
     assert values["backbone_checkpoint"] == "null, a file or auto"
 
 

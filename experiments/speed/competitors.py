@@ -128,6 +128,8 @@ def competitors(
         yield f"{title(backbone, loop_fraction)}, all in training", partial(autosam2, setting, **every)
     frozen = f"frozen, {100 * loop_fraction:g} %"
     yield frozen, partial(autosam2, setting, slice_fraction=loop_fraction, **FROZEN)
+    convolutional = {"backbone": "plans", "slice_fraction": loop_fraction, "fusion": "convolutional"}
+    yield f"{title('plans', loop_fraction)}, convolutional gate", partial(autosam2, setting, **convolutional)
     features: dict[str, Any]
     for name, features in ((title("plans", loop_fraction), {"backbone": "plans"}), (frozen, FROZEN)):
         features = {"feature_fusion": True, "slice_fraction": loop_fraction, **features}

@@ -60,7 +60,8 @@ class AutoSAM2(nn.Module):
         self.unet = make_unet(self.config, num_classes, in_channels, strides, planned)
         self.sam2_branch = make_sam2_branch(self.config, num_classes, in_channels, self.unet.middle_channels)
         self.feature_fusion = make_feature_fusion(self.config, self.unet)
-        self.fusion = make_fusion(self.config, num_classes)
+        self.fusion = make_fusion(self.config, num_classes, self.unet)
+        self.unet.gives_finest_features = self.fusion is not None and self.fusion.sees_features
         self.state_was_loaded = False
         """True once `load_state_dict` has filled it"""
         self.set_deep_supervision(False)
@@ -90,7 +91,7 @@ class AutoSAM2(nn.Module):
             if masks is None:
                 opinion = self._foreground(seen.logits[0]) if foreground is None else foreground
                 slices, masks = self._segment_with_sam2(volume, seen, opinion, size, known)
-            logits, fused = fuse(self.fusion, cropped(seen.logits[0], size), masks, self.config)
+            logits, fused = fuse(self.fusion, seen, masks, self.config)
         if return_sam2:
             return logits, SAM2Output(masks, known)
         return AutoSAM2Output(logits, unet.logits, slices, fused) if self.deep_supervision else logits

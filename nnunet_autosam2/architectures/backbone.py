@@ -31,10 +31,13 @@ class UNetOutput(NamedTuple):
     """[B, C, D, H, W], then one entry a deep-supervision head, from fine to coarse"""
     middle_features: Tensor
     """[B, F, D / sd, H / 4, W / 4], with sd the stride along the slices"""
+    finest_features: Tensor | None = None
+    """[B, F', D, H, W] of the decoder; None where nobody asks for them"""
 
     def detach(self) -> UNetOutput:
         """The same, for whoever must not train the UNet."""
-        return UNetOutput(tuple(logits.detach() for logits in self.logits), self.middle_features.detach())
+        finest = None if self.finest_features is None else self.finest_features.detach()
+        return UNetOutput(tuple(logits.detach() for logits in self.logits), self.middle_features.detach(), finest)
 
 
 class Backbone(nn.Module):
@@ -51,6 +54,8 @@ class Backbone(nn.Module):
     full_resolution: bool
     """False: built without the decoder's fine half"""
     deep_supervision = True
+    gives_finest_features = False
+    """They take memory until all that is made of the output is done"""
 
     @property
     def middle_channels(self) -> int:
@@ -103,7 +108,8 @@ class Backbone(nn.Module):
         for level in reversed(range(self.middle)):
             x = features[level] = _added(self.decode(level, x, half.skips[level]), residuals.get(level))
         levels = range(len(self.strides) if self.deep_supervision else 1)
-        return UNetOutput(tuple(self.head(level)(features[level]) for level in levels), features[self.middle])
+        logits = tuple(self.head(level)(features[level]) for level in levels)
+        return UNetOutput(logits, features[self.middle], features[0] if self.gives_finest_features else None)
 
     def parts(self) -> list[nn.Module]:
         """The encoder and the stages of the decoder."""

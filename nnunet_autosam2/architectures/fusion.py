@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.backbone import UNetOutput
 from nnunet_autosam2.architectures.log_odds import one_versus_rest
-from nnunet_autosam2.architectures.masks import VolumeMasks
+from nnunet_autosam2.architectures.masks import VolumeMasks, cropped
 from nnunet_autosam2.architectures.seg_layers import HasSegLayers
 from nnunet_autosam2.config import AutoSAM2Config
 
 CLOSEST_BLEND = 1e-3
 """A learned gate starts at least this far from 0 and 1, where its gradient would vanish."""
 GATE_LR_MULTIPLIER = 40
-"""A gate has eight numbers a class and has to follow how good both networks are by now: it learns this much faster."""
+"""A gate has to follow how good both networks are by now, with few numbers a class: these learn this much faster."""
 
 
 class Reliability(NamedTuple):
@@ -81,13 +82,16 @@ def sam2_alone(unet: Tensor, masks: VolumeMasks, region_based: bool) -> Tensor:
 
 
 def fuse(
-    fusion: Fusion | None, unet: Tensor, masks: VolumeMasks, config: AutoSAM2Config
+    fusion: Fusion | None, unet: UNetOutput, masks: VolumeMasks, config: AutoSAM2Config
 ) -> tuple[Tensor, Fused | None]:
     """Logits [B, C, D, H, W] of UNet and SAM2, and how they were weighed; SAM2's alone without the UNet's decoder."""
+    size, features = masks.logits.shape[2:], unet.finest_features
+    logits = cropped(unet.logits[0], size)
     if not config.enable_unet_decoder:
-        return sam2_alone(unet, masks, config.region_based), None
+        return sam2_alone(logits, masks, config.region_based), None
     assert fusion is not None
-    fused = fusion(unet, masks, config.blends(unet.shape[1]), config.region_based)
+    features = None if features is None else cropped(features, size)
+    fused = fusion(logits, masks, config.blends(logits.shape[1]), config.region_based, features)
     return fused.logits, fused
 
 
@@ -97,22 +101,39 @@ class Fusion(nn.Module):
     deep_supervision = False
     """True: the loss sees every output, and a learned gate has its own term there. False: the logits teach it."""
 
-    def forward(self, unet: Tensor, masks: VolumeMasks, blends: Sequence[float], region_based: bool) -> Fused:
+    sees_features = False
+    """True: it needs the finest features of the UNet's decoder."""
+
+    def forward(
+        self,
+        unet: Tensor,
+        masks: VolumeMasks,
+        blends: Sequence[float],
+        region_based: bool,
+        features: Tensor | None = None,
+    ) -> Fused:
         """
         Args:
             unet: logits [B, C, D, H, W].
             blends: the UNet's weight in each of C classes, where a learned gate starts.
             region_based: regions and a sigmoid, or exclusive labels and a softmax.
+            features: [B, F, D, H, W] of the UNet, for a fusion that sees them.
         """
         with torch.autocast(unet.device.type, enabled=False):
             unet, sam2 = unet.float(), sam2_alone(unet, masks, region_based)
             reliability = Reliability.of(masks, region_based)
-            logits, sam2_weight = self.weigh(unet, sam2, reliability, blends, region_based)
+            logits, sam2_weight = self.weigh(unet, sam2, reliability, blends, region_based, features)
             covered = masks.covered[:, None, :, None, None]
             return Fused(torch.where(covered, logits, unet), sam2, sam2_weight, covered)
 
     def weigh(
-        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+        self,
+        unet: Tensor,
+        sam2: Tensor,
+        reliability: Reliability,
+        blends: Sequence[float],
+        region_based: bool,
+        features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, C, D, H, W] of UNet and SAM2 → those of both, and SAM2's weight in them, of the same shape."""
         raise NotImplementedError
@@ -122,7 +143,13 @@ class FixedFusion(Fusion):
     """One weight a class, as in the original AutoSAM2."""
 
     def weigh(
-        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+        self,
+        unet: Tensor,
+        sam2: Tensor,
+        reliability: Reliability,
+        blends: Sequence[float],
+        region_based: bool,
+        features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         weight = _per_class(unet, blends)
         return blend(unet, sam2, weight.log(), (1 - weight).log(), region_based), (1 - weight).expand_as(unet)
@@ -142,20 +169,27 @@ class GatedFusion(HasSegLayers, Fusion):
             within 0 and 1: what the gate makes of SAM2 can be left out, but not be subtracted.
     """
 
-    def __init__(self, num_classes: int, closed: bool = False) -> None:
+    def __init__(self, num_classes: int, closed: bool = False, **of_the_labels: Tensor) -> None:
         super().__init__(
             opinion_weight=torch.zeros(4, num_classes),
             reliability_weight=torch.zeros(len(Reliability._fields), num_classes),
             bias=torch.zeros(num_classes),
             vetoed=torch.zeros(num_classes, dtype=torch.bool),
             **({"opening": torch.zeros(num_classes)} if closed else {}),
+            **of_the_labels,
         )
         self.closed = closed
 
     def weigh(
-        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+        self,
+        unet: Tensor,
+        sam2: Tensor,
+        reliability: Reliability,
+        blends: Sequence[float],
+        region_based: bool,
+        features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        gate = self.gate(unet, sam2, reliability, blends, region_based)
+        gate = self.gate(unet, sam2, reliability, blends, region_based, features)
         weight, used = torch.sigmoid(-gate), gate.detach() if self.deep_supervision else gate
         logits = blend(unet, sam2, F.logsigmoid(used), F.logsigmoid(-used), region_based)
         if self.closed:
@@ -178,20 +212,33 @@ class GatedFusion(HasSegLayers, Fusion):
         return _Bounded.apply(GATE_LR_MULTIPLIER * self.opening.view(1, -1, 1, 1, 1))
 
     def gate(
-        self, unet: Tensor, sam2: Tensor, reliability: Reliability, blends: Sequence[float], region_based: bool
+        self,
+        unet: Tensor,
+        sam2: Tensor,
+        reliability: Reliability,
+        blends: Sequence[float],
+        region_based: bool,
+        features: Tensor | None = None,
     ) -> Tensor:
         """Logit of the UNet's weight, [B, C, D, H, W], infinite where it is vetoed."""
         start = _per_class(unet, blends).clamp(CLOSEST_BLEND, 1 - CLOSEST_BLEND).logit()
         start = start.masked_fill(self.vetoed.view(1, -1, 1, 1, 1), math.inf)
+        u, m = (x.detach() if region_based else one_versus_rest(x.detach()) for x in (unet, sam2))
+        opinions = (_opinion(u), _opinion(m), _certainty(u), _certainty(m))
+        return start + self.learned(opinions, Reliability(*(score.detach() for score in reliability)), features)
+
+    def learned(self, opinions: Sequence[Tensor], reliability: Reliability, features: Tensor | None) -> Tensor:
+        """Addition to the logit [B, C, D, H, W] that it starts from.
+
+        Args:
+            opinions: opinion of UNet and of SAM2, certainty of UNet and of SAM2, each [B, C, D, H, W], at most 1.
+        """
         learned = self.bias.view(1, -1, 1, 1, 1)
         for weight, score in zip(self.reliability_weight, reliability, strict=True):
-            learned = learned + (weight[:, None] * score.detach())[..., None, None]
-        u, m = (x.detach() if region_based else one_versus_rest(x.detach()) for x in (unet, sam2))
-        for weight, opinion in zip(
-            self.opinion_weight, (_opinion(u), _opinion(m), _certainty(u), _certainty(m)), strict=True
-        ):
+            learned = learned + (weight[:, None] * score)[..., None, None]
+        for weight, opinion in zip(self.opinion_weight, opinions, strict=True):
             learned = learned + weight.view(-1, 1, 1, 1) * opinion
-        return start + GATE_LR_MULTIPLIER * learned
+        return GATE_LR_MULTIPLIER * learned
 
 
 class _Bounded(torch.autograd.Function):

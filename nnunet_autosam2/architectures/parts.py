@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from nnunet_autosam2.architectures.backbone import Backbone
+from nnunet_autosam2.architectures.convolutional_gate import ConvolutionalGatedFusion
 from nnunet_autosam2.architectures.feature_fusion import FeatureFusion
 from nnunet_autosam2.architectures.fusion import FixedFusion, Fusion, GatedFusion
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
@@ -60,9 +61,18 @@ def make_feature_fusion(config: AutoSAM2Config, unet: Backbone) -> FeatureFusion
     return FeatureFusion([unet.decoder_channels(level) for level in levels], unet.strides[: len(levels)])
 
 
-def make_fusion(config: AutoSAM2Config, num_classes: int) -> Fusion | None:
+def make_fusion(config: AutoSAM2Config, num_classes: int, unet: Backbone) -> Fusion | None:
     """A fusion where there are two halves to fuse; its gate starts closed on a trained network."""
     if not (config.makes_masks and config.enable_unet_decoder):
         return None
-    closed = config.backbone_checkpoint is not None
-    return GatedFusion(num_classes, closed) if config.fusion == "gated" else FixedFusion()
+    if not config.has_gate:
+        return FixedFusion()
+    return make_gate(config, num_classes, unet, closed=config.backbone_checkpoint is not None)
+
+
+def make_gate(config: AutoSAM2Config, num_classes: int, unet: Backbone, closed: bool) -> GatedFusion:
+    """The gate of a configuration that has one."""
+    if config.fusion == "gated":
+        return GatedFusion(num_classes, closed)
+    stride = unet.strides[min(1, len(unet.strides) - 1)]
+    return ConvolutionalGatedFusion(num_classes, unet.decoder_channels(0), stride, closed)

@@ -189,9 +189,8 @@ class AutoSAM2Loss(nn.Module):
             class_weights=config.class_weights,
             **data_set,
         )
-        gated = config.fusion == "gated"
         weights = (config.unet_loss_weight, config.sam2_loss_weight)
-        return cls(segmentation, *weights, gated, sample_weight, unet_trains=config.unet_outputs_train)
+        return cls(segmentation, *weights, config.has_gate, sample_weight, unet_trains=config.unet_outputs_train)
 
     def forward(self, output: AutoSAM2Output | Tensor, target: Sequence[Tensor] | Tensor) -> Tensor:
         """

@@ -47,6 +47,6 @@ def _structure(config: AutoSAM2Config) -> dict[str, Any]:
     if config.enable_unet_decoder:
         keys.append("fusion")
     structure = {"enable_sam2": True, **{key: getattr(config, key) for key in keys}}
-    if config.enable_unet_decoder and config.fusion == "gated":
+    if config.enable_unet_decoder and config.has_gate:
         structure["backbone_checkpoint"] = config.backbone_checkpoint is not None  # a gate that starts closed
     return structure

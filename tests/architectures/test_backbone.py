@@ -33,6 +33,17 @@ def test_the_halves_are_the_whole(backbone):
 
 
 @torch.no_grad()
+def test_its_finest_features_are_what_its_finest_logits_are_made_of(backbone):
+    volume = torch.randn(1, 2, *SIZE)
+    assert backbone(volume).finest_features is None
+    backbone.gives_finest_features = True
+    output = backbone(volume).detach()
+    assert output.finest_features.shape == (1, backbone.decoder_channels(0), *SIZE)
+    assert torch.equal(backbone.head(0)(output.finest_features), output.logits[0])
+    assert backbone(volume, full_resolution=False).finest_features is None
+
+
+@torch.no_grad()
 def test_a_residual_counts_from_its_level_on(backbone):
     half = backbone.coarse_half(torch.randn(1, 2, *SIZE))
     before = backbone.fine_half(half)

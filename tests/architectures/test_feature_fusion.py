@@ -19,7 +19,7 @@ from tests.architectures.test_planned_unet import make_hybrid, state_of_backbone
 pytestmark = pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 SIZE = (16, 16, 32)
 FROZEN = {"backbone_checkpoint": "auto", "freeze_backbone": True}
-FUSIONS = pytest.mark.parametrize("fusion", ["gated", "fixed", "off"])
+FUSIONS = pytest.mark.parametrize("fusion", ["gated", "convolutional", "fixed", "off"])
 
 
 def make_volume(batch: int = 1, size: tuple[int, ...] = SIZE) -> Tensor:

@@ -4,8 +4,9 @@ import pytest
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
+from nnunet_autosam2.architectures.convolutional_gate import ConvolutionalGatedFusion
 from nnunet_autosam2.architectures.fusion import FixedFusion, GatedFusion
-from nnunet_autosam2.architectures.parts import make_fusion, make_sam2_branch, make_unet
+from nnunet_autosam2.architectures.parts import make_fusion, make_gate, make_sam2_branch, make_unet
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.unet import ResidualUNet3d
 from nnunet_autosam2.config import AutoSAM2Config
@@ -39,7 +40,7 @@ def test_of_a_frozen_one_nothing_trains(frozen: bool):
 @pytest.mark.parametrize("off", [{"enable_sam2": False}, {"slice_fraction": 0}])
 def test_without_sam2_there_is_neither_branch_nor_fusion(off: dict):
     assert make_sam2_branch(config(**off), 3, 2, 16) is None
-    assert make_fusion(config(**off), 3) is None
+    assert make_fusion(config(**off), 3, ResidualUNet3d(2, 3)) is None
 
 
 @pytest.mark.parametrize(("region_based", "regions"), [(True, 3), (False, 2)])
@@ -57,9 +58,21 @@ def test_weights_that_are_not_random_on_purpose_are_withheld():
 
 
 def test_fusions():
-    assert isinstance(make_fusion(config(fusion="fixed"), 3), FixedFusion)
-    assert make_fusion(config(enable_unet_decoder=False), 3) is None
+    unet = ResidualUNet3d(2, 3)
+    assert isinstance(make_fusion(config(fusion="fixed"), 3, unet), FixedFusion)
+    assert make_fusion(config(enable_unet_decoder=False), 3, unet) is None
     for trained in ({}, TRAINED):
-        gated = make_fusion(config(**trained), 3)
-        assert isinstance(gated, GatedFusion)
-        assert gated.closed == bool(trained)
+        for fusion, kind in (("gated", GatedFusion), ("convolutional", ConvolutionalGatedFusion)):
+            gated = make_fusion(config(fusion=fusion, **trained), 3, unet)
+            assert type(gated) is kind
+            assert gated.closed == bool(trained)
+
+
+@pytest.mark.parametrize("backbone", ["autosam2", "plans"])
+def test_a_convolutional_gate_fits_its_backbone(backbone: str):
+    its = config(fusion="convolutional", backbone=backbone)
+    unet = make_unet(its, 3, 2, ((1, 2, 2), *STRIDES[1:]), planned() if backbone == "plans" else None)
+    gate = make_gate(its, 3, unet, closed=False)
+    assert isinstance(gate, ConvolutionalGatedFusion)
+    assert gate.stride == unet.strides[1] == ((2, 2, 2) if backbone == "plans" else (1, 2, 2))
+    assert gate.input_weight.shape[1] == unet.decoder_channels(0) + 6 * 3 + 1

@@ -82,8 +82,9 @@ def test_every_mode_trains_what_is_trainable(mode):
 
 @pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 @pytest.mark.parametrize("region_based", [True, False])
-def test_a_closed_gate_starts_as_the_backbone_and_learns(region_based):
-    network = make_hybrid(backbone_checkpoint="some.pth", region_based=region_based)
+@pytest.mark.parametrize("fusion", ["gated", "convolutional"])
+def test_a_closed_gate_starts_as_the_backbone_and_learns(region_based, fusion):
+    network = make_hybrid(backbone_checkpoint="some.pth", region_based=region_based, fusion=fusion)
     volume = torch.randn(1, 2, *SIZE)
     with torch.no_grad():
         network.unet.network.decoder.seg_layers[-1].weight *= 20  # strong opinions, as after training
@@ -125,9 +126,10 @@ def take_two_steps(network: AutoSAM2, volume: torch.Tensor, lr: float) -> list[n
 
 
 @pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
-def test_a_frozen_backbone_runs_as_in_a_prediction_and_stays_as_it_is():
+@pytest.mark.parametrize("fusion", ["gated", "convolutional"])
+def test_a_frozen_backbone_runs_as_in_a_prediction_and_stays_as_it_is(fusion):
     """Even one with dropout and with norms that keep statistics."""
-    network = make_hybrid(backbone_checkpoint="auto", freeze_backbone=True)
+    network = make_hybrid(backbone_checkpoint="auto", freeze_backbone=True, fusion=fusion)
     decoder = network.unet.network.decoder
     decoder.stages[0].convs[0].norm = nn.BatchNorm3d(24)
     decoder.stages[1].convs[0].norm = nn.Sequential(decoder.stages[1].convs[0].norm, nn.Dropout3d(0.5))
@@ -155,8 +157,9 @@ def test_a_frozen_backbone_has_no_loss_and_keeps_nothing_for_a_backward_pass():
     assert torch.equal(loss(output, target), loss.segmentation(output.logits, target))
 
 
-def test_without_sam2_a_frozen_backbone_is_the_planned_network():
-    network = make_hybrid(backbone_checkpoint="auto", freeze_backbone=True).eval()
+@pytest.mark.parametrize("fusion", ["gated", "convolutional"])
+def test_without_sam2_a_frozen_backbone_is_the_planned_network(fusion):
+    network = make_hybrid(backbone_checkpoint="auto", freeze_backbone=True, fusion=fusion).eval()
     network.set_deep_supervision(False)
     network.set_mode(enable_sam2=False)
     volume = torch.randn(1, 2, *SIZE)

@@ -19,6 +19,7 @@ OPTIONS = {
     "no prompts": {"num_positive_points": 0, "num_negative_points": 0, "box_prompt": False},
     "mask prompt": {"mask_prompt": True},
     "fixed fusion": {"fusion": "fixed"},
+    "convolutional gate": {"fusion": "convolutional"},
     "joint training": {"joint_training": True},
     "memory": {"propagation": "memory"},
     "memory, all slices": {"propagation": "memory", "slice_fraction": 1.0},
@@ -94,7 +95,7 @@ def test_predicts(make_network, options, region_based, dtype, device):
 def test_trains(make_network, options, region_based, dtype, device):
     network = make(make_network, region_based, device, OPTIONS[options]).train()
     network.set_deep_supervision(True)
-    loss = AutoSAM2Loss(WeightedBCEDiceLoss(3, region_based=region_based), gated=network.config.fusion == "gated")
+    loss = AutoSAM2Loss(WeightedBCEDiceLoss(3, region_based=region_based), gated=network.config.has_gate)
     for present in PRESENT.values():
         foreground = make_foreground(present, 3 if region_based else 2, device)
         truth = (foreground > 0.5).float() if region_based else (foreground[:, :1] > 0.5).float()

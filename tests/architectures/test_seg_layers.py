@@ -10,7 +10,10 @@ VETOED = "fusion.seg_layers.vetoed"
 CLOSED = {"backbone_checkpoint": "auto", "backbone": "plans"}
 
 
-@pytest.mark.parametrize("parameters", [{}, {"enable_unet_decoder": False}, {"fusion": "fixed"}, {"mask_prompt": True}])
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"enable_unet_decoder": False}, {"fusion": "fixed"}, {"fusion": "convolutional"}, {"mask_prompt": True}],
+)
 @pytest.mark.parametrize("region_based", [True, False])
 def test_all_that_depends_on_the_labels_starts_afresh(make_network, parameters, region_based):
     few, many = (make_network(classes, region_based=region_based, **parameters).state_dict() for classes in (3, 7))

@@ -74,8 +74,9 @@ def test_no_epoch_tells_nothing_and_leaves_the_gates_as_they_are(make_progress):
     assert network.fusion.vetoed.tolist() == [False, True]
 
 
-def test_gates_close_where_the_hybrid_is_below_its_unet_and_open_as_the_training_goes_on():
-    network = make_network()
+@pytest.mark.parametrize("fusion", ["gated", "convolutional"])
+def test_gates_close_where_the_hybrid_is_below_its_unet_and_open_as_the_training_goes_on(fusion):
+    network = make_network(fusion=fusion)
     assert close_gates(network, verdict([0.5, 0.6], [0.7, 0.55])) == [
         "EMA of the pseudo Dice of whole tumor: UNet alone 0.5000, hybrid 0.7000.",
         "EMA of the pseudo Dice of tumor core: UNet alone 0.6000, hybrid 0.5500.",

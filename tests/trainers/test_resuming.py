@@ -72,11 +72,25 @@ PAIRS = {
         SMALL.updated({"backbone": "plans", "backbone_checkpoint": "auto", "freeze_backbone": frozen})
         for frozen in (False, True)
     ),
+    "a convolutional gate": tuple(SMALL.updated({"fusion": fusion}) for fusion in ("gated", "convolutional")),
+    "a convolutional gate that starts closed": tuple(
+        SMALL.updated({"backbone": "plans", "backbone_checkpoint": path, "fusion": "convolutional"})
+        for path in (None, "auto")
+    ),
     "fusion": tuple(SMALL.updated({"feature_fusion": True, "fusion": fusion}) for fusion in ("gated", "off")),
     "another file": tuple(
         SMALL.updated({"backbone": "plans", "backbone_checkpoint": path}) for path in ("a.pth", "auto")
     ),
 }
+
+
+CHANGED = {
+    "no slice": "slice_fraction",
+    "a rank that matters": "lora_rank",
+    "a convolutional gate": "fusion",
+    "a convolutional gate that starts closed": "backbone_checkpoint",
+}
+"""Parameter by pair, where it has not its name"""
 
 
 def make(config: AutoSAM2Config) -> tuple[AutoSAM2, torch.optim.Optimizer]:
@@ -130,7 +144,7 @@ def test_refused_is_what_torch_cannot_load(pair):
     if loads(before, now):
         require_same_structure(before, now)
     else:
-        key = "slice_fraction" if pair == "no slice" else "lora_rank" if "rank" in pair else pair
+        key = CHANGED.get(pair, pair)
         with pytest.raises(ConfigurationError, match=rf"{key}: .* there, .* here.*autosam2 configure"):
             require_same_structure(before, now)
 
