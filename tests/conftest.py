@@ -26,6 +26,16 @@ from tests.shared_data import DATA
 pytest_plugins = ["benchmark_folder"]
 
 
+def pytest_collection_finish() -> None:
+    """What the tests import stays to the end: a search for garbage need not go through it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def memory_is_given_back() -> Iterator[None]:
     """To the system, after each file: glibc keeps what lies between blocks in use, as the Makefile asks it to."""

@@ -9,6 +9,7 @@ with its own arguments, folders and environment, and runs the script that was in
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import multiprocessing
@@ -20,11 +21,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import cache
 from multiprocessing import context, forkserver, util
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 READ_WHEN_USED = {
     "EXPERIMENT_SEED", "NO_PROXY", "no_proxy", "nnUNet_extTrainer", "nnUNet_n_proc_DA", "nnUNet_preprocessed",
@@ -32,16 +34,20 @@ READ_WHEN_USED = {
 }  # fmt: skip
 """Variables that may differ between commands, because no module reads them when it is imported"""
 GROUPS_READ_WHEN_USED = ("AUTOSAM2_", "HF_", "PYTEST_")
-"""What the names of more of them begin with. The package of the model hub, which is not imported here, reads HF_*"""
+"""What the names of more of them begin with; of the model hub's package, see `MODEL_HUB`"""
+MODEL_HUB = "huggingface_hub"
+"""Reads HF_* when it is imported, which each command therefore does itself, though other modules have done it here."""
 MODULES = (
+    "dynamic_network_architectures.architectures.primus",
     "nnunetv2.evaluation.evaluate_predictions",
     "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints",
     "nnunetv2.inference.predict_from_raw_data",
     "nnunetv2.run.run_training",
+    "nnunet_autosam2.architectures.sam2.branch",
     "nnunet_autosam2.cli.configure",
+    "nnunet_autosam2.evaluation.brats_metrics",
     "nnunet_autosam2.show.loading",
     "nnunet_autosam2.trainers",
-    "sam2.build_sam",
 )
 
 
@@ -147,7 +153,7 @@ def serve(requests: socket.socket) -> None:
         requests.close()
         _become(**request, streams=streams)
         return
-    sys.exit()
+    os._exit(0)
 
 
 def _become(command: list[str], folder: str, variables: dict[str, str], streams: list[int]) -> None:
@@ -195,8 +201,32 @@ def _fork_what_is_spawned() -> None:
             os.waitpid(pid, 0)
 
 
+def _run_script() -> NoReturn:
+    """As Python does, without taking all modules apart in the end: each fork would copy them for that, for seconds."""
+    code: object = None
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
 if __name__ == "__main__":
     for module in sys.argv[2:]:
         importlib.import_module(module)
+    for module in [name for name in sys.modules if name.split(".")[0] == MODEL_HUB]:
+        del sys.modules[module]
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page of what was imported
     serve(socket.socket(fileno=int(sys.argv[1])))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    _run_script()
