@@ -12,7 +12,7 @@ export MALLOC_TOP_PAD_ ?= 268435456
 # nnU-Net gives every process all cores on a CPU. Threads that wait do so without keeping them from others.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install demo test test-units test-end-to-end test-slow bench lint format clean
+.PHONY: help install demo lint style types test test-units test-end-to-end test-slow bench format clean
 
 help:
 	@echo "make demo    phantom data, training, prediction, evaluation and pictures in demo_output/ (minutes, no download)"
@@ -42,9 +42,13 @@ demo: install
 bench: install
 	$(BIN)/python -m experiments.speed $(BENCH)
 
-lint: install
+lint: style types
+
+style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: install
 	$(BIN)/mypy
 
 format: install
@@ -53,8 +57,8 @@ format: install
 	$(BIN)/python -m nnunet_autosam2.parameter_table README.md
 
 # Side by side: the commands of nnU-Net mostly start processes and wait for them.
-test: lint
-	$(MAKE) --jobs 2 test-units test-end-to-end
+test: style
+	$(MAKE) --jobs 3 types test-units test-end-to-end
 
 test-units: export OMP_NUM_THREADS ?= 1
 test-units:
