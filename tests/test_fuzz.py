@@ -173,7 +173,7 @@ def test_dataset_json_of_a_results_folder(model: Path, case: Path, dataset_json,
     attempt(tries, dataset_json, read)
 
 
-@thorough(100, 10000)
+@thorough(40, 10000)
 def test_dataset_json_of_evaluation_conversion_and_benchmark(
     folders, case: Path, dataset_json, attempt, tries: int
 ) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
@@ -17,6 +15,7 @@ import pytest
 from nnunet_autosam2 import AutoSAM2, trainers
 from nnunet_autosam2.cli.main import COMMANDS, main
 from nnunet_autosam2.config import AutoSAM2Config, Tuning
+from tests.fork_server import run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -122,12 +121,9 @@ still = [name for name, p in trainable.items() if p not in optimizer.state or no
 # A softmax does not notice what is added to all keys: the true gradient of their bias is 0.
 assert all(name.endswith("k_proj.bias") for name in still), still
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", example + check],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    (tmp_path / "example.py").write_text(example + check)
+    done = run(tmp_path / "example.py", variables={**os.environ, "HF_HUB_OFFLINE": "1"}, folder=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def tuning_table() -> dict[str, dict[str, int]]:

@@ -17,6 +17,7 @@ from nnunet_autosam2.cli.main import main
 from nnunet_autosam2.dataset_conversion.phantom import write_phantom
 from tests.fork_server import run
 
+MANY = 30
 TARGET = ("-d", "5", "-n", "Phantom")
 
 
@@ -62,8 +63,8 @@ def source(template: Path, tmp_path: Path) -> Path:
 
 
 def make_many(source: Path) -> None:
-    """62 cases, for a conversion that takes its time."""
-    for number in range(3, 63):
+    """`MANY` cases, for a conversion that takes its time."""
+    for number in range(3, MANY + 1):
         case = source / f"phantom_{number:03d}"
         case.mkdir()
         for file in (source / "phantom_001").iterdir():
@@ -265,7 +266,7 @@ def test_goes_on_after_it_was_killed(source: Path, tmp_path: Path):
     assert "check:" not in result.stderr
     (folder,) = (tmp_path / "raw").iterdir()
     files = {file.name: file.stat().st_mtime_ns for file in folder.glob("*/*")}
-    assert len(files) == 62 * 5 > len(finished)
+    assert len(files) == MANY * 5 > len(finished)
     assert {name: files[name] for name in finished} == finished
     assert all(nibabel.load(file).shape == (24, 24, 24) for file in folder.glob("*/*"))
 
@@ -342,7 +343,7 @@ def test_checks_that_were_killed_go_on(source: Path, tmp_path: Path):
     checked = kept.read_text().count("\n")
     result = run_here(source, tmp_path / "raw")
     assert result.exit_code == 0, result.stderr
-    assert checked == 62 or f"| {62 - checked}/{62 - checked} [" in result.stderr
+    assert checked == MANY or f"| {MANY - checked}/{MANY - checked} [" in result.stderr
     assert [path.name for path in (tmp_path / "raw").iterdir()] == ["Dataset005_Phantom"]
 
 

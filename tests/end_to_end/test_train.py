@@ -62,8 +62,9 @@ def test_steps_that_are_not_finite_are_left_out(extended) -> None:
 def test_ten_steps_in_a_row_that_are_not_finite_end_the_training_and_its_checkpoints_stay_good(extended) -> None:
     trainer = "nnUNetTrainerAutoSAM2_NaNFromSecondEpoch"
     extended.run(
-        "autosam2", "configure", "900", "--base", "tiny", "--name", "nan", "num_epochs=20", "num_iterations_per_epoch=5"
-    )
+        "autosam2", "configure", "900", "--base", "tiny", "--name", "nan", "num_epochs=20",
+        "num_iterations_per_epoch=5", "enable_sam2=false",
+    )  # fmt: skip
     output = extended.run(*TRAIN, "nan", "2", "-tr", trainer, *CPU, expected=1)
     folder = extended.results(trainer, "nan") / "fold_2"
     assert output.strip().splitlines()[-1].startswith("Error: 10 steps in a row")

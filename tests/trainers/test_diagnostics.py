@@ -74,6 +74,13 @@ def test_labels_leave_the_background_out(tmp_path):
     assert lines[-1] == "SAM2's weight [0.4, 0.3]"
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Of twenty epochs"""
+    monkeypatch.setattr(HybridProgress, "_draw", lambda progress: None)
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_warning_after_ten_epochs_in_a_row_below_the_unet(tmp_path):
     progress = HybridProgress(tmp_path, CLASSES)
     warned = []
@@ -95,6 +102,7 @@ def test_a_class_that_is_nowhere_has_no_part_in_the_mean(tmp_path):
     assert not progress.fusion_harms
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_epochs_and_classes_that_say_nothing_are_no_evidence_for_either(tmp_path):
     """In every third epoch nothing is there; one class is in the fusion alone, as an invention."""
     progress, nan = HybridProgress(tmp_path, CLASSES), float("nan")

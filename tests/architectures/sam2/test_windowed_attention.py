@@ -31,8 +31,9 @@ def pair(image_size: int, adapters: bool = False) -> tuple[SAM2, SAM2]:
     return ours, theirs
 
 
-@pytest.mark.parametrize("adapters", [False, True], ids=["plain", "lora"])
-@pytest.mark.parametrize("image_size", [96, 224, 256])
+@pytest.mark.parametrize(
+    ("image_size", "adapters"), [(96, True), (128, False), (224, False)], ids=["96-lora", "128-plain", "224-plain"]
+)
 def test_result_and_gradients_are_sam2s_own(image_size, adapters):
     images = torch.randn(2, 3, image_size, image_size)
     for sam2 in (networks := pair(image_size, adapters)):
@@ -47,9 +48,10 @@ def test_result_and_gradients_are_sam2s_own(image_size, adapters):
 
 @pytest.mark.parametrize(("image_size", "share"), [(128, 0.8), (224, 1.0), (256, 0.8), (512, 0.925)])
 def test_operations_that_are_left(image_size, share):
-    images = torch.randn(1, 3, image_size, image_size)
+    images = torch.empty(1, 3, image_size, image_size, device="meta")
     counted = []
     for sam2 in pair(image_size):
+        sam2.to("meta")  # operations without numbers
         # The fused attention of a CPU is counted by recent versions of torch alone.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             sam2.encode(images)

@@ -10,6 +10,10 @@ from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
 class nnUNetTrainerAutoSAM2_NothingAtAll(nnUNetTrainerAutoSAM2):
     undefined: Sequence[int] = range(1000)
 
+    def initialize(self) -> None:
+        super().initialize()
+        self.logger.plot_progress_png = lambda folder: None  # nnU-Net's picture, which takes longer than an epoch
+
     def validation_step(self, batch: dict) -> dict:
         result = super().validation_step(batch)
         if self.current_epoch in self.undefined:
