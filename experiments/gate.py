@@ -4,16 +4,18 @@ SAM2 itself never runs. Its predicted IoU and its object score are random, so th
 the masks are worth. Exit code 1 unless noise costs next to nothing, truth gains at least half of what is left, and
 masks of which half are noise do no harm.
 
-With --closed, the networks go on from the trained UNet with a closed gate, as with `backbone_checkpoint`.
+A UNet trains alone, whatever is beside it. So all hybrids of a run share one, which is computed once a step.
 
-Usage: python -m experiments.gate [--iterations 400] [--seeds 2] [--closed]
+With --closed, it goes on from its trained weights, beside closed gates, as with `backbone_checkpoint`.
+
+Usage: python -m experiments.gate [--iterations 400] [--seeds 2] [--fusion gated --fusion convolutional] [--closed]
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import click
@@ -24,16 +26,16 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from nnunet_autosam2 import AutoSAM2, AutoSAM2Config
-from nnunet_autosam2.architectures.backbone import UNetOutput
-from nnunet_autosam2.architectures.fusion import GatedFusion
+from nnunet_autosam2.architectures.backbone import Backbone, UNetOutput
 from nnunet_autosam2.architectures.masks import SampleMasks, SliceEmbeddings, SliceMasks, VolumeMasks
+from nnunet_autosam2.architectures.parts import make_gate
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, Prompts
 from nnunet_autosam2.architectures.sam2.volume import segment_volume
 from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import Fusion
 from nnunet_autosam2.dataset_conversion.phantom import MODALITIES, PhantomCase, make_case
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS
-from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
+from nnunet_autosam2.trainers.loss import AutoSAM2Loss, gate_loss
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 
 REGIONS = NUMBERINGS["brats2021"].regions
@@ -44,11 +46,14 @@ CONFIDENCE = 8.0
 """Size of the logits in the place of SAM2's"""
 BLOB = 8
 """Pixels"""
-TOLERANCE = 0.01
-LEAST_GAIN = 0.5
+GAIN, SHARE = "Dice against UNet only", "gain, of what UNet only left"
+WANTED_OF_NOISE, WANTED_OF_TRUTH = (GAIN, -0.01), (SHARE, 0.5)
+"""What is measured, and how much of it there has to be at least"""
 
 Masks = Callable[[Tensor], Tensor]
 """Truth [N, R, H, W], 0 or 1 → logits"""
+Arm = tuple[Fusion, str]
+"""A fusion and what stands for SAM2's masks"""
 
 
 def white_noise(truth: Tensor) -> Tensor:
@@ -57,9 +62,13 @@ def white_noise(truth: Tensor) -> Tensor:
 
 def blobs(truth: Tensor) -> Tensor:
     """About one pixel in six is foreground."""
-    coarse = torch.randn(*truth.shape[:2], *(side // BLOB for side in truth.shape[2:]))
-    noise = F.interpolate(coarse, size=truth.shape[2:], mode="bicubic")
+    noise = smooth_noise(truth, BLOB)
     return CONFIDENCE * (noise / noise.std() - 1)
+
+
+def smooth_noise(like: Tensor, blob: int) -> Tensor:
+    coarse = torch.randn(*like.shape[:2], *(side // blob for side in like.shape[2:]))
+    return F.interpolate(coarse, size=like.shape[2:], mode="bicubic")
 
 
 def perfect(truth: Tensor) -> Tensor:
@@ -71,9 +80,15 @@ def half_perfect(truth: Tensor) -> Tensor:
     return torch.where(torch.rand(len(truth), 1, 1, 1) < 0.5, perfect(truth), blobs(truth))
 
 
+def patchy(truth: Tensor) -> Tensor:
+    """Blobs of noise in one half of each slice, in patches of twice their size."""
+    return torch.where(smooth_noise(truth[:, :1], 2 * BLOB) < 0, perfect(truth), blobs(truth))
+
+
 USELESS: dict[str, Masks] = {"white noise": white_noise, "blobs of noise": blobs}
-MIXED: dict[str, Masks] = {"half noise, half truth": half_perfect}
+MIXED: dict[str, Masks] = {"half noise, half truth": half_perfect, "noise in patches": patchy}
 PERFECT: dict[str, Masks] = {"truth": perfect}
+MASKS = {**USELESS, **MIXED, **PERFECT}
 
 
 class Case(NamedTuple):
@@ -91,16 +106,30 @@ class Prediction(NamedTuple):
 
 
 class StandIn(AutoSAM2):
-    """AutoSAM2 with `masks` in the place of SAM2's, or without SAM2. Set `truth` [B, 3, D, H, W] before each call."""
+    """AutoSAM2 with `masks` in the place of SAM2's, and the UNet of another network.
+
+    Set `truth` [B, 3, D, H, W] and the UNet's output, padded as its input is, before each call.
+    """
 
     truth: Tensor
+    unet_output: UNetOutput
 
-    def __init__(self, masks: Masks | None, config: AutoSAM2Config) -> None:
-        super().__init__(len(REGIONS), len(MODALITIES), config.updated({"enable_sam2": masks is not None}))
+    def __init__(self, masks: Masks, config: AutoSAM2Config, unet: Backbone, closed: bool) -> None:
+        super().__init__(len(REGIONS), len(MODALITIES), config)
+        self.unet = unet
+        if config.has_gate:
+            self.fusion = make_gate(config, len(REGIONS), unet, closed)
+        assert self.fusion is not None
+        unet.gives_finest_features |= self.fusion.sees_features
         self.sam2_branch = None
         self.masks = masks
         self.training_window = TrainingWindow()
         self.processed = torch.zeros(1, 0, dtype=torch.bool)
+
+    def _run_unet(
+        self, volume: Tensor, foreground: Tensor | None, size: Sequence[int], known: SliceEmbeddings | None
+    ) -> tuple[UNetOutput, None]:
+        return self.unet_output, None
 
     def _segment_with_sam2(
         self,
@@ -110,7 +139,6 @@ class StandIn(AutoSAM2):
         size: Sequence[int],
         known: SliceEmbeddings | None,
     ) -> tuple[SampleMasks, VolumeMasks]:
-        assert self.masks is not None
         branch: Any = StandInBranch(self.masks, self.training_window).train(self.training)
         with_truth = torch.cat([volume, self.unet.padded(self.truth)], dim=1)
         masks, volume_masks = segment_volume(branch, with_truth, unet, foreground, size, self.config, track=False)
@@ -145,43 +173,62 @@ class StandInBranch(nn.Module):
 @click.option("--cases", default=16, show_default=True, help="To train on.")
 @click.option("--held-out", default=8, show_default=True, help="Cases to test on, beside these.")
 @click.option("--initial-lr", default=1e-3, show_default=True)
-@click.option("--fusion", type=click.Choice(["fixed", "gated"]), default="gated", show_default=True)
+@click.option(
+    "--fusion",
+    "fusions",
+    type=click.Choice(["fixed", "gated", "convolutional"]),
+    default=("gated",),
+    multiple=True,
+    show_default=True,
+    help="May be repeated.",
+)
+@click.option(
+    "--masks",
+    "names",
+    type=click.Choice(list(MASKS)),
+    default=tuple(MASKS),
+    multiple=True,
+    help="In the place of SAM2's. May be repeated. Default: all.",
+)
 @click.option("--closed", is_flag=True, help="First a trained UNet, then as many iterations again from its weights.")
 def main(
-    iterations: int, seeds: int, cases: int, held_out: int, initial_lr: float, fusion: Fusion, closed: bool
+    iterations: int,
+    seeds: int,
+    cases: int,
+    held_out: int,
+    initial_lr: float,
+    fusions: tuple[Fusion, ...],
+    names: tuple[str, ...],
+    closed: bool,
 ) -> None:
     torch.set_num_threads(1)
     phantoms = make_phantoms(cases + held_out)
     training, test = phantoms[:cases], phantoms[cases:]
-    config = AutoSAM2Config(region_based=True, initial_lr=initial_lr, fusion=fusion)
-    columns = ("seed", "SAM2's masks", *REGIONS, "mean", "its UNet alone", "on processed slices", "UNet only on these")
+    config = AutoSAM2Config(region_based=True, initial_lr=initial_lr)
+    arms = {(fusion, name): (MASKS[name], config.updated({"fusion": fusion})) for fusion in fusions for name in names}
+    columns = ("seed", "fusion", "SAM2's masks", *REGIONS, "mean", "on processed slices", "UNet only on these")
     click.echo(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     gains: dict[str, list[float]] = defaultdict(list)
     for seed in range(seeds):
         start = None
         if closed:
-            start = train(None, training, config, iterations, seed)
-            click.echo(row(seed, "none, at the start", dice(predict(start, test), test)))
-        unet_only = predict(train(None, training, config, iterations, seed, start), test)
+            start, _ = train({}, training, config, iterations, seed)
+            click.echo(row(seed, "", "none, at the start", dice(predict(start, {}, test)[0], test)))
+        unet, hybrids = train(arms, training, config, iterations, seed, start)
+        unet_only, predictions = predict(unet, hybrids, test)
         baseline = dice(unet_only, test)
-        click.echo(row(seed, "none", baseline))
-        for name, masks in {**USELESS, **MIXED, **PERFECT}.items():
-            network = train(masks, training, config, iterations, seed, start)
-            hybrid = predict(network, test)
-            network.set_mode(enable_sam2=False)
-            scores, alone = dice(hybrid, test), dice(predict(network, test), test).mean()
-            there, unet_there = (dice(predictions, test, hybrid).mean() for predictions in (hybrid, unet_only))
-            click.echo(row(seed, name, scores, alone, there, unet_there))
-            gains[f"{name}: Dice against UNet only"].append(scores.mean() - baseline.mean())
-            gains[f"{name}: Dice against its UNet alone"].append(scores.mean() - alone)
-            gains[f"{name}: gain, of what UNet only left"].append((there - unet_there) / (1 - unet_there))
+        click.echo(row(seed, "", "none", baseline))
+        for (fusion, name), hybrid in predictions.items():
+            scores = dice(hybrid, test)
+            there, unet_there = (dice(each, test, hybrid).mean() for each in (hybrid, unet_only))
+            click.echo(row(seed, fusion, name, scores, there, unet_there))
+            gains[f"{fusion}, {name}: {GAIN}"].append(scores.mean() - baseline.mean())
+            gains[f"{fusion}, {name}: {SHARE}"].append((there - unet_there) / (1 - unet_there))
     click.echo()
-    least = {
-        **{f"{name}: Dice against UNet only": -TOLERANCE for name in USELESS},
-        **{f"{name}: Dice against its UNet alone": -TOLERANCE for name in (*USELESS, *MIXED)},
-        **{f"{name}: gain, of what UNet only left": LEAST_GAIN for name in PERFECT},
-    }
-    passed = [verdict(what, gains[what], bound) for what, bound in least.items()]
+    passed = []
+    for fusion, name in arms:
+        what, least = WANTED_OF_TRUTH if name in PERFECT else WANTED_OF_NOISE
+        passed.append(verdict(f"{fusion}, {name}: {what}", gains[f"{fusion}, {name}: {what}"], least))
     sys.exit(0 if all(passed) else 1)
 
 
@@ -203,37 +250,44 @@ def z_score(image: np.ndarray) -> np.ndarray:
 
 
 def train(
-    masks: Masks | None,
+    arms: Mapping[Arm, tuple[Masks, AutoSAM2Config]],
     cases: Sequence[Case],
     config: AutoSAM2Config,
     iterations: int,
     seed: int,
-    start: StandIn | None = None,
-) -> StandIn:
-    """The UNet's first weights and the patches depend on the seed alone, or the first weights are those of `start`."""
+    start: AutoSAM2 | None = None,
+) -> tuple[AutoSAM2, dict[Arm, StandIn]]:
+    """The network without SAM2, and the hybrids on its UNet.
+
+    The UNet's first weights and the patches depend on the seed alone, or the first weights are those of `start`. The
+    UNet's outputs have their loss, and each gate its own: nothing else that a loss consists of trains anything here.
+    """
     torch.manual_seed(seed)
     patches = np.random.default_rng(seed if start is None else (seed, 1))
-    network = StandIn(masks, config)
+    alone = AutoSAM2(len(REGIONS), len(MODALITIES), config, enable_sam2=False)
     if start is not None:
-        network.unet.load_state_dict(start.unet.state_dict())
-        if masks is not None:
-            network.fusion = GatedFusion(len(REGIONS), closed=True)
-    network.set_deep_supervision(True)
-    segmentation = WeightedBCEDiceLoss(
-        len(REGIONS), region_based=True, bce_weight=config.bce_weight, dice_weight=config.dice_weight
-    )
-    loss = AutoSAM2Loss(segmentation, config.unet_loss_weight, config.sam2_loss_weight, config.fusion == "gated")
-    optimizer = torch.optim.AdamW(network.parameters(), config.initial_lr, weight_decay=config.weight_decay)
+        alone.load_state_dict(start.state_dict())
+    hybrids = {arm: StandIn(masks, its, alone.unet, start is not None) for arm, (masks, its) in arms.items()}
+    loss = AutoSAM2Loss.for_network(alone)
+    networks = nn.ModuleList([alone, *hybrids.values()])  # the UNet that they share has its parameters in it once
+    optimizer = torch.optim.AdamW(networks.parameters(), config.initial_lr, weight_decay=config.weight_decay)
     schedule = IterationOneCycleLR(optimizer, config.initial_lr, 1, iterations)
+    for network in (alone, *hybrids.values()):
+        network.set_deep_supervision(True)
     for _ in trange(iterations, leave=False):
         batch = [random_patch(cases[int(patches.integers(len(cases)))], patches) for _ in range(BATCH_SIZE)]
-        image, network.truth = (torch.stack(volumes) for volumes in zip(*batch, strict=True))
-        targets = [network.truth[:, :, ::d, ::h, ::w] for d, h, w in network.output_strides]
+        image, truth = (torch.stack(volumes) for volumes in zip(*batch, strict=True))
+        unet = alone.unet(image)
+        total = loss.deep_supervision(unet.logits, [truth[:, :, ::d, ::h, ::w] for d, h, w in alone.output_strides])
+        for hybrid in hybrids.values():
+            hybrid.truth, hybrid.unet_output = truth, unet
+            if hybrid.config.has_gate:
+                total = total + gate_loss(hybrid(image).fused, unet.logits[0], *loss.segmentation.encode(truth), True)
         optimizer.zero_grad()
-        loss(network(image), targets).backward()
+        total.backward()
         optimizer.step()
         schedule.step()
-    return network
+    return alone, hybrids
 
 
 def random_patch(case: Case, rng: np.random.Generator) -> Case:
@@ -245,15 +299,22 @@ def random_patch(case: Case, rng: np.random.Generator) -> Case:
 
 
 @torch.no_grad()
-def predict(network: StandIn, cases: Sequence[Case]) -> list[Prediction]:
-    network.eval()
-    network.set_deep_supervision(False)
-    predictions = []
+def predict(
+    alone: AutoSAM2, hybrids: Mapping[Arm, StandIn], cases: Sequence[Case]
+) -> tuple[list[Prediction], dict[Arm, list[Prediction]]]:
+    """Without SAM2, and those of the hybrids."""
+    for network in (alone, *hybrids.values()):
+        network.eval().set_deep_supervision(False)
+    without: list[Prediction] = []
+    predictions: dict[Arm, list[Prediction]] = {arm: [] for arm in hybrids}
     for case in cases:
-        network.truth = case.truth[None]
-        logits = network(case.image[None])
-        predictions.append(Prediction(logits[0] > 0, network.processed[0, : logits.shape[2]]))
-    return predictions
+        image, depth = case.image[None], case.image.shape[1]
+        without.append(Prediction(alone(image)[0] > 0, torch.zeros(depth, dtype=torch.bool)))
+        unet = alone.unet(alone.unet.padded(image))
+        for arm, hybrid in hybrids.items():
+            hybrid.truth, hybrid.unet_output = case.truth[None], unet
+            predictions[arm].append(Prediction(hybrid(image)[0] > 0, hybrid.processed[0, :depth]))
+    return without, predictions
 
 
 def dice(
@@ -269,9 +330,9 @@ def dice(
     return torch.stack(scores).mean(0).numpy()
 
 
-def row(seed: int, name: str, scores: np.ndarray, *others: float) -> str:
-    cells = [f"{score:.3f}" for score in (*scores, scores.mean(), *others)] + [""] * (3 - len(others))
-    return f"| {seed} | {name} | {' | '.join(cells)} |"
+def row(seed: int, fusion: str, name: str, scores: np.ndarray, *others: float) -> str:
+    cells = [f"{score:.3f}" for score in (*scores, scores.mean(), *others)] + [""] * (2 - len(others))
+    return f"| {seed} | {fusion} | {name} | {' | '.join(cells)} |"
 
 
 def verdict(what: str, values: Sequence[float], least: float) -> bool:
