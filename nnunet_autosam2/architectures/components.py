@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+ROUNDS_ON_GPU = 6
+"""Rounds between questions whether they have changed anything, each of which waits for the GPU"""
+
 
 def label_components(masks: Tensor) -> Tensor:
     """[M, H, W] booleans → a number above 0 for each component of a mask, 0 outside; pixels touch at corners, too.
@@ -21,15 +24,24 @@ def label_components(masks: Tensor) -> Tensor:
     # Whole numbers are exact in float32 up to 2^24, the pixels of 4096 × 4096, and in float64 far beyond.
     dtype = torch.float32 if height * width < 2**24 else torch.float64
     labels = torch.where(inside, pixels, 0)
+    rounds = ROUNDS_ON_GPU if masks.is_cuda else 1
     while True:
+        before, labels = _hooked(labels, masks, dtype, rounds)
+        if torch.equal(before, labels):
+            return torch.where(inside, labels + 1, 0).view_as(masks)
+
+
+def _hooked(labels: Tensor, masks: Tensor, dtype: torch.dtype, rounds: int) -> tuple[Tensor, Tensor]:
+    """Labels [M, H · W] before and after the last of so many rounds."""
+    inside, before = masks.flatten(1), labels
+    for _ in range(rounds):
+        before = labels
         around = torch.where(inside, labels + 1, 0).view_as(masks).to(dtype)
         around = F.max_pool2d(around[:, None], kernel_size=3, stride=1, padding=1)[:, 0].flatten(1).long() - 1
-        hooked = labels.scatter_reduce(1, labels, torch.where(inside, around, 0), "amax")
-        hooked = hooked.gather(1, hooked)
-        hooked = hooked.gather(1, hooked)
-        if torch.equal(hooked, labels):
-            return torch.where(inside, labels + 1, 0).view_as(masks)
-        labels = hooked
+        labels = labels.scatter_reduce(1, labels, torch.where(inside, around, 0), "amax")
+        labels = labels.gather(1, labels)
+        labels = labels.gather(1, labels)
+    return before, labels
 
 
 def main_components(masks: Tensor, weights: Tensor, share: float) -> Tensor:

@@ -42,8 +42,9 @@ class FeatureFusion(nn.Module):
             return {}
         positions = locate_slices(known.slices, known.encoded, size[0])
         weights = positions.weights * positions.covered[..., None]
+        rows = known.encoded.flatten().nonzero()[:, 0]
         return {
-            level: residual(getattr(known.embeddings, scale), known.encoded, weights, size, stride)
+            level: residual(getattr(known.embeddings, scale), rows, weights, size, stride)
             for level, (residual, scale, stride) in enumerate(zip(self.levels, self.scales, self.strides, strict=True))
         }
 
@@ -61,19 +62,18 @@ class SliceResidual(nn.Module):
         self.mix = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), bias=False)
         nn.init.zeros_(self.mix.weight)
 
-    def forward(
-        self, embeddings: Tensor, encoded: Tensor, weights: Tensor, size: Sequence[int], stride: Size3d
-    ) -> Tensor:
+    def forward(self, embeddings: Tensor, rows: Tensor, weights: Tensor, size: Sequence[int], stride: Size3d) -> Tensor:
         """
         Args:
             embeddings: [N, E, h, w].
-            encoded: [B, K], the N slices that they are of.
+            rows: [N], the slices that they are of, among all B · K.
             weights: [B, D, K] of the slices in every slice of the volume.
         """
         depth, height, width = (length // step for length, step in zip(size, stride, strict=True))
         x = self.project(embeddings.to(self.mix.weight.dtype))
         x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-        on_slices = x.new_zeros(encoded.numel(), *x.shape[1:]).index_put((encoded.flatten(),), x)
+        batch_size, _, count = weights.shape
+        on_slices = x.new_zeros(batch_size * count, *x.shape[1:]).index_put((rows,), x)
         weights = weights.unflatten(1, (depth, -1)).mean(2).to(x.dtype)
-        volume = torch.einsum("bdk,bkfhw->bfdhw", weights, on_slices.unflatten(0, encoded.shape))
+        volume = torch.einsum("bdk,bkfhw->bfdhw", weights, on_slices.unflatten(0, (batch_size, count)))
         return self.mix(volume)

@@ -82,21 +82,16 @@ def spread_points(score: Tensor, count: int, width: float = float("inf")) -> tup
             area / (2 · count · width) pixels, if that is more.
 
     Returns:
-        [M, count, 2] points (x, y) and [M, count], which of them exist.
+        [M, count, 2] points (x, y), 0 where there is none, and [M, count], which of them exist.
     """
-    candidates = score > 0
-    area = candidates.flatten(1).sum(1)
-    mask, y, x = candidates.nonzero(as_tuple=True)
-    place = torch.arange(len(mask), device=mask.device) - (area.cumsum(0) - area)[mask]
-    length = int(area.amax()) + 1  # the last one: none is left
-    pixels = score.new_zeros(len(score), length, 2).index_put((mask, place), torch.stack([x, y], dim=1).to(score.dtype))
-    score = score.new_zeros(len(score), length).index_put((mask, place), score[candidates])
-
+    area = (score > 0).flatten(1).sum(1)
+    # A GPU would have to be waited for, to know how many candidates there are.
+    score, pixels = _all_pixels(score) if score.is_cuda else _candidates(score)
     share = area[:, None] / (2 * max(count, 1))
     least = torch.maximum(share, (share / width).square()).clamp(min=1)
     distance = torch.full_like(score, float("inf"))
-    points = pixels.new_zeros(len(pixels), count, 2)
-    exists = candidates.new_zeros(len(pixels), count)
+    points = score.new_zeros(len(score), count, 2)
+    exists = torch.zeros(len(score), count, dtype=torch.bool, device=score.device)
     for i in range(count):
         free = torch.where(distance >= least, score, 0)
         best = free.amax(1, keepdim=True)
@@ -104,7 +99,24 @@ def spread_points(score: Tensor, count: int, width: float = float("inf")) -> tup
         point = pixels.take_along_dim(chosen[..., None], dim=1)
         distance = torch.minimum(distance, (pixels - point).square().sum(-1))
         points[:, i], exists[:, i] = point[:, 0], best[:, 0] > 0
-    return points, exists
+    return torch.where(exists[..., None], points, 0), exists
+
+
+def _all_pixels(score: Tensor) -> tuple[Tensor, Tensor]:
+    """[M, H, W] → [M, H · W], and the places (x, y) of these, [1, H · W, 2]."""
+    y, x = (torch.arange(side, dtype=score.dtype, device=score.device) for side in score.shape[1:])
+    return score.flatten(1), torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)[None]
+
+
+def _candidates(score: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of the pixels with a score alone, [M, L] and [M, L, 2], filled up with at least one without."""
+    candidates = score > 0
+    area = candidates.flatten(1).sum(1)
+    mask, y, x = candidates.nonzero(as_tuple=True)
+    place = torch.arange(len(mask), device=mask.device) - (area.cumsum(0) - area)[mask]
+    length = int(area.amax()) + 1
+    pixels = score.new_zeros(len(score), length, 2).index_put((mask, place), torch.stack([x, y], dim=1).to(score.dtype))
+    return score.new_zeros(len(score), length).index_put((mask, place), score[candidates]), pixels
 
 
 def _first(flags: Tensor) -> Tensor:

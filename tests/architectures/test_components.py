@@ -2,7 +2,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from nnunet_autosam2.architectures.components import label_components, main_components
+from nnunet_autosam2.architectures import components
+from nnunet_autosam2.architectures.components import ROUNDS_ON_GPU, label_components, main_components
 
 CORNERS_TOUCH = [[1] * 3] * 3
 
@@ -31,7 +32,10 @@ def spiral(side: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.6, 1.0])
 @pytest.mark.parametrize("size", [(1, 1), (7, 30), (64, 48)], ids=str)
-def test_components_are_those_of_scipy(share, size):
+@pytest.mark.parametrize("rounds", [1, ROUNDS_ON_GPU])
+def test_components_are_those_of_scipy(monkeypatch, share, size, rounds):
+    hooked = components._hooked
+    monkeypatch.setattr(components, "_hooked", lambda labels, masks, dtype, _: hooked(labels, masks, dtype, rounds))
     masks = make_masks(share, size)
     for mask, labels in zip(masks, label_components(masks), strict=True):
         expected, count = ndimage.label(mask.numpy(), CORNERS_TOUCH)

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.masks import SliceMasks
+from nnunet_autosam2.architectures.prompts import generate_prompts
 from nnunet_autosam2.architectures.sam2.chunking import Chunked
 from nnunet_autosam2.errors import OutOfMemoryError
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
@@ -107,6 +109,14 @@ def test_compiled(make_network, exact, tuning) -> None:
     pairs = [pair for pair in zip(compiled.parameters(), network.parameters(), strict=True) if pair[1].grad is not None]
     gradient, expected = (torch.cat([each.grad.flatten() for each in half]) for half in zip(*pairs, strict=True))
     assert (gradient - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_prompts_are_a_cpus() -> None:
+    smooth = F.interpolate(torch.randn(48, 1, 16, 20), size=(96, 120), mode="bicubic")[:, 0]
+    p = torch.cat([torch.sigmoid(4 * smooth - 2), torch.zeros(1, 96, 120), torch.ones(1, 96, 120)])
+    expected, found = generate_prompts(p, 3, 2), generate_prompts(p.cuda(), 3, 2)
+    assert torch.equal(found.labels.cpu(), expected.labels)
+    assert (found.points.cpu() != expected.points).float().mean() < 0.01  # where squares round another way
 
 
 def test_chunks_of_a_size_of_their_own() -> None:

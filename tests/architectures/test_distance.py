@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from nnunet_autosam2.architectures import distance
 from nnunet_autosam2.architectures.distance import squared_distance_to
 
 
@@ -19,7 +20,11 @@ def masks_of(shape: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(60, 90), (90, 60), (64, 64), (1, 30), (30, 1), (1, 1)])
 @pytest.mark.parametrize("limit", [None, 9, 1])
-def test_squares_equal_scipys(shape, limit):
+@pytest.mark.parametrize("at_once", [False, True], ids=["as on a CPU", "as on a GPU"])
+def test_squares_equal_scipys(monkeypatch, shape, limit, at_once):
+    if at_once:
+        monkeypatch.setattr(distance, "AT_ONCE", 20_000)  # a mask or a few
+        monkeypatch.setattr(distance, "_least_by_shifts", lambda squares, _limit: distance._least_at_once(squares))
     masks = masks_of(shape)
     squares = squared_distance_to(torch.from_numpy(masks), limit).numpy()
     farthest = sum(shape) if limit is None else limit

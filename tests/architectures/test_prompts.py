@@ -7,6 +7,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.distance import pdist
 
+from nnunet_autosam2.architectures import distance, prompts
 from nnunet_autosam2.architectures.prompts import (
     BOTTOM_RIGHT,
     BOX_MARGIN,
@@ -296,6 +297,16 @@ def test_masks_do_not_see_each_other_whatever_the_precision():
     ):
         assert torch.equal(together_, torch.cat(alone))
         assert torch.equal(together_, mixed)
+
+
+def test_a_gpus_way_is_a_cpus(monkeypatch):
+    """Where a GPU would have to be waited for, it looks at all pixels."""
+    p = torch.from_numpy(np.stack(list(CASES.values()))).float()
+    expected = generate_prompts(p, 10, 3)
+    monkeypatch.setattr(prompts, "_candidates", prompts._all_pixels)
+    monkeypatch.setattr(distance, "_least_by_shifts", lambda squares, _limit: distance._least_at_once(squares))
+    for found, each in zip(generate_prompts(p, 10, 3), expected, strict=True):
+        assert torch.equal(found, each)
 
 
 def test_bounding_boxes_equal_scipys():

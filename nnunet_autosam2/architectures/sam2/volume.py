@@ -36,11 +36,11 @@ def encode_volume(
         WeightsError: as `segment_volume`.
     """
     slices, chosen = choose_slices(branch, foreground, size[0], config, SUSPICION)
-    embeddings = None
-    if bool(chosen.any()):
+    rows, embeddings = rows_of(chosen, branch.training), None
+    if len(rows):
         branch.require_weights(config)
         with cudnn_benchmark(allowed=branch.training):
-            embeddings = branch.encode(take_slices(volume, slices)[chosen.flatten()])
+            embeddings = branch.encode(take_slices(volume, slices)[rows])
     return SliceEmbeddings(embeddings, slices, chosen, size[0])
 
 
@@ -78,18 +78,17 @@ def segment_volume(
         slices, prompted = known.slices, known.encoded & (branch.training | seen)
     positions = locate_slices(slices, prompted, volume.shape[2])
     values = _unprompted(take_slices(unet.logits[0].detach().float(), slices), config)
-    answer = None
-    if bool(prompted.any()):
+    rows, answer = rows_of(prompted, branch.training), None
+    if len(rows):
         branch.require_weights(config)
         features = resize(unet.middle_features, (volume.shape[2], *unet.middle_features.shape[3:]))
-        chosen = prompted.flatten()
-        inputs = (take_slices(each, slices)[chosen] for each in (volume, features, foreground))
+        inputs = (take_slices(each, slices)[rows] for each in (volume, features, foreground))
         with cudnn_benchmark(allowed=branch.training):
-            answer = branch(*inputs, config, None if known is None else _embeddings_of(known, prompted))
+            answer = branch(*inputs, config, None if known is None else _embeddings_of(known, rows))
         masks, prompts, _ = answer
         resized = F.interpolate(masks.logits, size=volume.shape[3:], mode="bilinear", align_corners=False)
         answered = (resized, masks.predicted_iou, masks.object_score, *prompts)
-        values = tuple(own.index_put((chosen,), new) for own, new in zip(values, answered, strict=True))
+        values = tuple(own.index_put((rows,), new) for own, new in zip(values, answered, strict=True))
     logits, predicted_iou, object_score, points, labels = (
         each.unflatten(0, slices.shape).transpose(1, 2) for each in values
     )
@@ -130,11 +129,18 @@ def with_neighbours(chosen: Tensor) -> Tensor:
     return F.max_pool1d(chosen.float()[:, None], kernel_size=3, stride=1, padding=1)[:, 0] > 0
 
 
-def _embeddings_of(known: SliceEmbeddings, prompted: Tensor) -> ImageEmbeddings:
-    """Embeddings of those slices that are prompted; they have been encoded."""
+def _embeddings_of(known: SliceEmbeddings, rows: Tensor) -> ImageEmbeddings:
+    """Embeddings of some of all slices, which have been encoded."""
     assert known.embeddings is not None
-    rows = prompted[known.encoded]
-    return ImageEmbeddings(*(each[rows] for each in known.embeddings))
+    at = known.encoded.flatten().cumsum(0)[rows] - 1
+    return ImageEmbeddings(*(each[at] for each in known.embeddings))
+
+
+def rows_of(chosen: Tensor, all_are: bool) -> Tensor:
+    """[B, K] booleans → numbers of those that are true among all B · K. A GPU is not waited for where all are."""
+    if all_are:
+        return torch.arange(chosen.numel(), device=chosen.device)
+    return chosen.flatten().nonzero()[:, 0]
 
 
 def take_slices(volume: Tensor, slices: Tensor) -> Tensor:
