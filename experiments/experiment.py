@@ -12,6 +12,7 @@ Usage: python -m experiments.experiment DATA OUTPUT [--num-folds 5] [--folds 2] 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import itertools
@@ -21,10 +22,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, NoReturn
@@ -32,6 +35,7 @@ from typing import Any, NamedTuple, NoReturn
 import click
 import numpy as np
 
+from experiments.arms import ARMS, REFERENCES, Arm
 from experiments.estimate import MEASURED, basis, training_hours
 from nnunet_autosam2.benchmark.comparison import interval, paired_differences
 from nnunet_autosam2.benchmark.results import MEAN, score_of
@@ -43,10 +47,9 @@ from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, training_
 DATASET, NAME = "40", "Dataset040_Experiment"
 PLANS, CONFIGURATION = "nnUNetPlansExperiment", "small"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-TRAINERS = Path(__file__).resolve().parent / "trainers"
+ROOT = Path(__file__).resolve().parent.parent
+TRAINERS = ROOT / "experiments" / "trainers"
 BATCH_SIZE = 2
-ON_BASELINE = "nnUNetTrainerAutoSAM2_OnBaseline_Short"
-WITHOUT_SAM2 = ("nnUNetTrainerShort", "nnUNetTrainerAutoSAM2_UNetOnly_Short")
 METRICS = {"Dice": ".3f", "IoU": ".3f", "HD95": ".1f"}
 
 
@@ -55,59 +58,10 @@ ADDED_LATER = {
     "initial_lr": 1e-3,
     "val_iterations": 4,
     "full_prediction": False,
+    "stored_batches": False,
     "sam2_sha256": None,
 }
 """Settings of a folder that was started before there were these"""
-
-
-class Arm(NamedTuple):
-    title: str
-    trainer: str
-    parameters: tuple[str, ...] = ()
-    starts_from: str | None = None
-    """The arm whose weights it starts from"""
-    in_time: bool = False
-    """It has fewer epochs: `--in-time-epochs`"""
-
-    @property
-    def asks_sam2(self) -> bool:
-        return self.trainer not in WITHOUT_SAM2 and "enable_sam2=false" not in self.parameters
-
-
-ARMS = {
-    "nnunet": Arm("nnU-Net", "nnUNetTrainerShort"),
-    "unet_only": Arm("UNet only", "nnUNetTrainerAutoSAM2_UNetOnly_Short"),
-    "hybrid_30_fixed": Arm("hybrid 30 %, fixed", "nnUNetTrainerAutoSAM2_Short", ("fusion=fixed",)),
-    "hybrid_30_gated": Arm("hybrid 30 %, gated", "nnUNetTrainerAutoSAM2_Short"),
-    "hybrid_30_joint": Arm(
-        "hybrid 30 %, gated, joint training", "nnUNetTrainerAutoSAM2_Short", ("joint_training=true",)
-    ),
-    "hybrid_60_fixed": Arm("hybrid 60 %, fixed", "nnUNetTrainerAutoSAM2_Short", ("slice_fraction=0.6", "fusion=fixed")),
-    "hybrid_60_gated": Arm("hybrid 60 %, gated", "nnUNetTrainerAutoSAM2_Short", ("slice_fraction=0.6",)),
-    "upgrade": Arm("nnU-Net, frozen, SAM2 on it", ON_BASELINE, starts_from="nnunet"),
-    "upgrade_untrained": Arm("the same, SAM2's weights random", ON_BASELINE, ("sam2_checkpoint=random",), "nnunet"),
-    "upgrade_random": Arm("the same, 8 slices at random", f"{ON_BASELINE}_AtRandom", starts_from="nnunet"),
-    "upgrade_4": Arm("the same, windows of 4", ON_BASELINE, ("training_slices=4",), starts_from="nnunet"),
-    "upgrade_2": Arm("the same, windows of 2", ON_BASELINE, ("training_slices=2",), starts_from="nnunet"),
-    "upgrade_all": Arm("the same, all slices", ON_BASELINE, ("training_slices=null",), starts_from="nnunet"),
-    "upgrade_all_in_time": Arm(
-        "the same, all slices, in the time of windows", ON_BASELINE, ("training_slices=null",), "nnunet", in_time=True
-    ),
-    "upgrade_features": Arm("the same, features too", ON_BASELINE, ("feature_fusion=true",), starts_from="nnunet"),
-    "upgrade_features_alone": Arm(
-        "nnU-Net, frozen, SAM2's features in it", ON_BASELINE, ("feature_fusion=true", "fusion=off"), "nnunet"
-    ),
-    "nnunet_then_sam2": Arm("nnU-Net, then SAM2 on it", ON_BASELINE, ("freeze_backbone=false",), starts_from="nnunet"),
-    "nnunet_then_alone": Arm(
-        "nnU-Net, then the same without SAM2",
-        ON_BASELINE,
-        ("enable_sam2=false", "freeze_backbone=false"),
-        starts_from="nnunet",
-    ),
-}
-"""Those that start from nnU-Net have its iterations before their own, so that they compare with each other."""
-REFERENCES = ("unet_only", "nnunet", "nnunet_then_alone", "upgrade_untrained")
-"""Those that arms of as many iterations are compared with; with `nnunet` all are."""
 
 
 class TrainingCases(click.ParamType):
@@ -176,6 +130,8 @@ class Result(NamedTuple):
     show_default=True,
     help="More than 0 are faster, and arms no longer see the same batches.",
 )
+@click.option("--stored-batches", is_flag=True, help="Batches are made once for all arms, in much disk space.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Trainings side by side.")
 @click.option("--report-only", is_flag=True, help="Report what is there; the other options do not matter.")
 @click.option("--estimate", type=click.IntRange(2), metavar="CASES", help="Tell how long it takes, and do nothing.")
 def main(
@@ -202,6 +158,8 @@ def main(
     full_prediction: bool,
     processes: int,
     augmentation_processes: int,
+    stored_batches: bool,
+    jobs: int,
     report_only: bool,
     estimate: int | None,
 ) -> None:
@@ -228,6 +186,7 @@ def main(
             "val_iterations": val_iterations,
             "initial_lr": initial_lr,
             "full_prediction": full_prediction,
+            "stored_batches": stored_batches,
         }
         of_all = itertools.product(range(seeds), range(folds * len(training_cases)), dict.fromkeys(arms) or ARMS)
         runs = [Run(arm, fold, seed) for seed, fold, arm in of_all]
@@ -241,8 +200,7 @@ def main(
         signal.signal(signal.SIGTERM, stop)
         experiment = Experiment(output.absolute(), settings, processes, augmentation_processes)
         experiment.prepare(folds)
-        for run in runs:
-            experiment.train_and_predict(run)
+        experiment.train_all(runs, jobs)
     report(output.absolute())
 
 
@@ -271,6 +229,9 @@ class Experiment:
     def __init__(self, output: Path, settings: dict[str, Any], processes: int, augmentation_processes: int) -> None:
         self.output, self.settings = output, settings
         self.processes, self.augmentation_processes = processes, augmentation_processes
+        self.commands: set[subprocess.Popen] = set()
+        self.stopped = False
+        self.configuring = threading.Lock()
         for folder in ("log", "done"):
             (output / folder).mkdir(parents=True, exist_ok=True)
         self.lock = (output / "lock").open("w")
@@ -283,6 +244,7 @@ class Experiment:
         self.environment = {
             **os.environ,
             "PATH": PATH,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PYTHONUNBUFFERED": "1",
             "nnUNet_raw": str(output / "raw"),
             "nnUNet_preprocessed": str(output / "preprocessed"),
@@ -347,22 +309,67 @@ class Experiment:
 
     def _configure(self, name: str, *options: object) -> None:
         """Add a configuration to the plans, unless it is there."""
-        plans = json.loads((self.output / "preprocessed" / NAME / f"{PLANS}.json").read_text())
-        if name not in plans["configurations"]:
-            self._execute(f"configure_{name}", "autosam2", "configure", DATASET, "-p", PLANS, "--name", name, *options)
+        command = ("autosam2", "configure", DATASET, "-p", PLANS, "--name", name)
+        with self.configuring:
+            plans = json.loads((self.output / "preprocessed" / NAME / f"{PLANS}.json").read_text())
+            if name not in plans["configurations"]:
+                self._execute(f"configure_{name}", *command, *options)
 
-    def train_and_predict(self, run: Run) -> None:
+    def train_all(self, runs: Sequence[Run], jobs: int) -> None:
+        """So many side by side, first those that others start from. The first error ends all."""
+        starts = {run: start_of(run) for run in runs}
+        with ThreadPoolExecutor(jobs) as pool, ThreadPoolExecutor(1) as beside:
+            done: dict[Run, Future] = {}
+            for run in dict.fromkeys([*filter(None, starts.values()), *runs]):
+                start = start_of(run)
+                done[run] = pool.submit(self.train_and_predict, run, done[start] if start else None)
+            places = dict.fromkeys((run.fold, run.seed) for run in runs if self.settings["stored_batches"])
+            made = [beside.submit(self._store_batches, *place) for place in places]
+            try:
+                for future in wait([*done.values(), *made], return_when=FIRST_EXCEPTION).done:
+                    future.result()
+            except BaseException:
+                self._stop(pool, beside)
+                raise
+
+    def _stop(self, *pools: ThreadPoolExecutor) -> None:
+        self.stopped = True
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(self.commands):
+            process.terminate()
+
+    def _store_batches(self, fold: int, seed: int) -> None:
+        settings = self.settings
+        epochs = settings["epochs"] + max(settings["upgrade_epochs"], settings["in_time_epochs"])
+        self._execute(
+            f"batches_{fold}_{seed}", sys.executable, "-m", "experiments.stored_batches", NAME, PLANS, CONFIGURATION,
+            fold, batches_folder(self.output, fold, seed), "--train", epochs * settings["iterations"],
+            "--val", settings["val_iterations"], "--seed", seed, "--processes", self.processes,
+            nnUNet_results=str(self.output / "batches" / "logs"),
+        )  # fmt: skip
+
+    def train_and_predict(self, run: Run, started: Future | None = None) -> None:
+        """
+        Args:
+            started: the training that it starts from.
+        """
         arm, folder = ARMS[run.arm], model_folder(self.output, run)
         if (name := configuration(run.arm)) != CONFIGURATION:
             epochs = f"num_epochs={epochs_of(arm, self.settings)}"
             self._configure(name, "--base", CONFIGURATION, *arm.parameters, *([epochs] if arm.starts_from else []))
-        if arm.starts_from:
-            start = run._replace(arm=arm.starts_from)
-            self.train_and_predict(start)
+        start = start_of(run)
+        if start and started:
+            started.result()
             self._link_as_baseline(model_folder(self.output, start))
+        batches = {}
+        if self.settings["stored_batches"]:
+            before = self.settings["epochs"] * self.settings["iterations"] if start else 0
+            folder_of_batches = batches_folder(self.output, run.fold, run.seed)
+            batches = {"EXPERIMENT_BATCHES": str(folder_of_batches), "EXPERIMENT_FIRST_BATCH": str(before)}
         self._once(
             f"train_{run}", run.seed, "nnUNetv2_train", NAME, configuration(run.arm), run.fold, "-tr", arm.trainer,
-            "-p", PLANS, "-device", self.settings["device"], *resuming(folder / f"fold_{run.fold}"),
+            "-p", PLANS, "-device", self.settings["device"], *resuming(folder / f"fold_{run.fold}"), **batches,
         )  # fmt: skip
         workers = max(1, self.processes // 2)
         self._once(
@@ -375,10 +382,10 @@ class Experiment:
     def _link_as_baseline(self, folder: Path) -> None:
         """Link the folder to where `backbone_checkpoint=auto` looks for nnU-Net's own trainer."""
         link = folder.with_name("__".join(["nnUNetTrainer", *folder.name.split("__")[1:]]))
-        if not link.is_symlink():
+        with contextlib.suppress(FileExistsError):
             link.symlink_to(folder.name)
 
-    def _once(self, name: str, seed: int, *command: object) -> None:
+    def _once(self, name: str, seed: int, *command: object, **environment: str) -> None:
         """Success leaves a stamp, with the seconds that it took."""
         stamp = stamp_file(self.output, name)
         if stamp.exists():
@@ -386,17 +393,23 @@ class Experiment:
         seconds = self._execute(
             name, *command, EXPERIMENT_SEED=str(seed), nnUNet_results=str(results_folder(self.output, seed)),
             nnUNet_n_proc_DA=str(self.augmentation_processes),  # of 0, batches can be reproduced; planning fails
+            **environment,
         )  # fmt: skip
         stamp.write_text(str(seconds))
 
     def _execute(self, name: str, *command: object, **environment: str) -> float:
+        if self.stopped:
+            raise click.ClickException(f"{name} is left out, as all has been stopped.")
         click.echo(f"{time.strftime('%H:%M:%S')}  {name}", err=True)
         start, log = time.monotonic(), self.output / "log" / f"{name}.txt"
         with log.open("a") as file:
-            status = subprocess.run(
+            process = subprocess.Popen(
                 list(map(str, command)), env=self.environment | environment, stdout=file, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, pass_fds=[self.lock.fileno()], check=False,
-            ).returncode  # fmt: skip
+                stdin=subprocess.DEVNULL, pass_fds=[self.lock.fileno()],
+            )  # fmt: skip
+            self.commands.add(process)
+            status = process.wait()
+            self.commands.discard(process)
         if status:
             end = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
             raise click.ClickException(f"{name} has ended with exit code {status}. The end of {log}:\n{end}")
@@ -432,6 +445,12 @@ def make_splits(
     return splits
 
 
+def start_of(run: Run) -> Run | None:
+    """The run whose weights it starts from."""
+    start = ARMS[run.arm].starts_from
+    return run._replace(arm=start) if start else None
+
+
 def epochs_of(arm: Arm, settings: dict[str, Any]) -> int:
     if arm.starts_from is None:
         return settings["epochs"]
@@ -449,6 +468,10 @@ def results_folder(output: Path, seed: int) -> Path:
 
 def model_folder(output: Path, run: Run) -> Path:
     return results_folder(output, run.seed) / NAME / f"{ARMS[run.arm].trainer}__{PLANS}__{configuration(run.arm)}"
+
+
+def batches_folder(output: Path, fold: int, seed: int) -> Path:
+    return output / "batches" / f"fold_{fold}_seed_{seed}"
 
 
 def prediction_folder(output: Path, run: Run) -> Path:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments.speed.competitors import BACKBONES, LOOP, NNUNET, competitors, title
 from experiments.speed.measure import FORWARD, STEP, Bench, Measured, interleaved, memory_of_runs, seconds_by_depth
 from experiments.speed.setting import COMPILED, Setting
+from experiments.speed.side_by_side import Contestant, steps_in_turns
 
 MEMORY = "memory"
 
@@ -44,10 +45,13 @@ MEMORY = "memory"
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
     "--compiled",
+    "ways",
+    multiple=True,
     type=click.Choice(list(COMPILED)),
-    default="no",
+    default=["no"],
     show_default=True,
-    help="; ".join(f"{way}: {what}" for way, what in COMPILED.items()) + ".",
+    help="; ".join(f"{way}: {what}" for way, what in COMPILED.items())
+    + ". Several: training steps and their memory alone, in processes that compile at once and are timed in turns.",
 )
 @click.option("--gpu-memory", type=float, help="GiB that the networks may take where peak memory is measured.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
@@ -60,17 +64,30 @@ def main(
     rounds: int,
     only: tuple[str, ...],
     what: tuple[str, ...],
+    ways: tuple[str, ...],
     output: Path,
     **shared: Any,
 ) -> None:
     """OUTPUT gets speed.json and speed.png; tables in Markdown go to the standard output."""
     warnings.filterwarnings("ignore", message="sam2_checkpoint is random")
-    setting = Setting(**shared)
+    setting = Setting(**shared, compiled=ways[0])
     makers = dict(competitors(setting, fractions, loop_fraction))
     if unknown := set(only) - set(makers):
         raise click.ClickException(f"--network {', '.join(unknown)}: unknown. Possible: {'; '.join(makers)}.")
     makers = {name: make for name, make in makers.items() if not only or name in only}
     output.mkdir(parents=True, exist_ok=True)
+    if len(ways) > 1:
+        contestants = {
+            f"{name}, compiled: {way}": Contestant(setting._replace(compiled=way), make)
+            for way in ways
+            for name, make in makers.items()
+            if name != LOOP
+        }
+        steps, memory = steps_in_turns(contestants, rounds)
+        write(output, setting, {STEP: steps}, {}, memory)
+        for line in markdown({STEP: steps}, {}, memory, fractions, title("autosam2", loop_fraction)):
+            click.echo(line)
+        return
 
     bench, built = Bench(setting), {name: make() for name, make in makers.items()}
     trained = {name: competitor for name, competitor in built.items() if name != LOOP}
@@ -87,6 +104,19 @@ def main(
         for name in tqdm(makers, desc=MEMORY):
             memory[name] = memory_of_runs(setting, makers[name], FORWARD if name == LOOP else STEP)
 
+    write(output, setting, measured, depths, memory)
+    draw(measured, (0.0, *fractions), output / "speed.png")
+    for line in markdown(measured, depths, memory, fractions, hybrid):
+        click.echo(line)
+
+
+def write(
+    output: Path,
+    setting: Setting,
+    measured: Mapping[str, Mapping[str, Measured]],
+    depths: Mapping[int, Sequence[float]],
+    memory: Mapping[str, int],
+) -> None:
     result = {
         "setting": setting._asdict(),
         **{work: {name: vars(each) for name, each in there.items()} for work, there in measured.items()},
@@ -94,9 +124,6 @@ def main(
         "peak memory in bytes": memory,
     }
     (output / "speed.json").write_text(json.dumps(result, indent=4))
-    draw(measured, (0.0, *fractions), output / "speed.png")
-    for line in markdown(measured, depths, memory, fractions, hybrid):
-        click.echo(line)
 
 
 def markdown(
@@ -108,7 +135,7 @@ def markdown(
 ) -> Iterator[str]:
     for work, networks in measured.items():
         rate = max(each.operations / min(each.seconds) for each in networks.values())
-        reference = median(networks[NNUNET].seconds) if NNUNET in networks else float("nan")
+        reference = next((median(networks[name].seconds) for name in networks if is_nnunet(name)), float("nan"))
         yield f"\n### {work.capitalize()}\n\nBest rate: {rate / 1e9:.0f} GFLOP/s.\n"
         yield f"| network | seconds (least to most) | of {NNUNET} | TFLOP | floor (s) | launches | compiling (s) |"
         yield "| --- | --- | --- | --- | --- | --- | --- |"
@@ -133,8 +160,14 @@ def markdown(
         yield f"\n### Depth\n\nA forward pass of {hybrid}: {shown}; {linearity(times)} in the depth."
     if memory:
         yield f"\n### Peak memory of training\n\n| network | GiB | of {NNUNET} |\n| --- | --- | --- |"
+        reference = next((size for name, size in memory.items() if is_nnunet(name)), float("nan"))
         for name, size in memory.items():
-            yield f"| {name} | {size / 2**30:.2f} | {size / memory.get(NNUNET, float('nan')):.2f} |"
+            yield f"| {name} | {size / 2**30:.2f} | {size / reference:.2f} |"
+
+
+def is_nnunet(name: str) -> bool:
+    """The first of nnU-Net's network, however compiled, is what others are compared with."""
+    return name.split(", compiled")[0] == NNUNET
 
 
 def linearity(times: Mapping[float, float]) -> str:

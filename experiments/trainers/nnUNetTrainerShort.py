@@ -1,12 +1,18 @@
 """The trainers of experiments/experiment.py, which nnU-Net finds with nnUNet_extTrainer=experiments/trainers."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from experiments.stored_batches import PARTS, StoredBatches
+from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+from nnunet_autosam2.architectures.masks import ImageEmbeddings
 from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import PLANS_KEY
 from nnunet_autosam2.trainers import (
@@ -17,9 +23,10 @@ from nnunet_autosam2.trainers import (
 
 
 class Reproducible(nnUNetTrainer):
-    """With nnUNet_n_proc_DA=0, first weights, patches and augmentation depend on EXPERIMENT_SEED alone.
+    """First weights, patches and augmentation depend on EXPERIMENT_SEED alone.
 
-    So all trainers see the same batches, in a resumed training too.
+    So all trainers see the same batches, in a resumed training too: those stored in EXPERIMENT_BATCHES from number
+    EXPERIMENT_FIRST_BATCH on, or their own, with nnUNet_n_proc_DA=0.
     """
 
     def initialize(self) -> None:
@@ -29,7 +36,19 @@ class Reproducible(nnUNetTrainer):
 
     def on_train_epoch_start(self) -> None:
         self._seed(1 + self.current_epoch)
+        if isinstance(self.dataloader_train, StoredBatches):
+            done = self.current_epoch * self.num_iterations_per_epoch
+            self.dataloader_train.next_batch = int(os.environ["EXPERIMENT_FIRST_BATCH"]) + done
+            self.dataloader_val.next_batch = 0
         super().on_train_epoch_start()
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        stored = os.environ.get("EXPERIMENT_BATCHES")
+        if stored is None:
+            return super().get_dataloaders()
+        scales = self._get_deep_supervision_scales()
+        train, val = (StoredBatches(Path(stored) / part, scales) for part in PARTS)
+        return train, val
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Left out: the experiment predicts the left-out case itself."""
@@ -78,3 +97,29 @@ class nnUNetTrainerAutoSAM2_OnBaseline_Short_AtRandom(nnUNetTrainerAutoSAM2_OnBa
         super().initialize()
         assert self.autosam2.sam2_branch is not None
         self.autosam2.sam2_branch.training_window = AtRandom()
+
+
+class nnUNetTrainerAutoSAM2_OnBaseline_Short_Noise(nnUNetTrainerAutoSAM2_OnBaseline_Short):
+    """In the place of SAM2's image embeddings noise, with the mean and the spread that each channel has on a slice."""
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> AutoSAM2:
+        network = nnUNetTrainerAutoSAM2_OnBaseline_Short.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        branch: Any = network.sam2_branch
+        encode = branch.encode
+        branch.encode = lambda slices: ImageEmbeddings(*map(noise_like, encode(slices)))
+        return network
+
+
+def noise_like(embeddings: Tensor) -> Tensor:
+    """[N, E, h, w], normally distributed."""
+    spread, mean = torch.std_mean(embeddings.float(), (-2, -1), keepdim=True, correction=0)
+    return (mean + spread * torch.randn_like(embeddings, dtype=torch.float32)).to(embeddings.dtype)
