@@ -20,6 +20,8 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunet_autosam2.support.staging import replaced_file
+
 PARTS = ("train", "val")
 PATIENCE = 300
 """Seconds that a training waits for its next batch"""
@@ -66,6 +68,12 @@ def batch_file(folder: Path, number: int) -> Path:
     return folder / f"{number}.pt"
 
 
+def write_batch(path: Path, data: Tensor, target: Tensor) -> None:
+    """Data in float16, the target at full resolution; the file is there once it is whole."""
+    with replaced_file(path) as temporary:
+        torch.save({"data": data.half(), "target": target.to(torch.int8)}, temporary)
+
+
 class Maker:
     """Makes batches of a fold, each of which depends on its number and the seed alone."""
 
@@ -80,7 +88,6 @@ class Maker:
         self.folder, self.seed = folder, seed
 
     def make(self, part: str, number: int) -> None:
-        """Data in float16; the target at full resolution."""
         path = batch_file(self.folder / part, number)
         if path.exists():
             return
@@ -88,9 +95,7 @@ class Maker:
         np.random.seed(seed)
         torch.manual_seed(int(seed))
         batch = next(self.loaders[part])
-        temporary = path.with_suffix(".part")
-        torch.save({"data": batch["data"].half(), "target": batch["target"][0].to(torch.int8)}, temporary)
-        temporary.replace(path)
+        write_batch(path, batch["data"], batch["target"][0])
 
 
 maker: Maker

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
-from nnUNetTrainerShort import nnUNetTrainerShort  # nnU-Net's search has this folder on its path
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from experiments.trainers.nnUNetTrainerShort import nnUNetTrainerShort
 from nnunet_autosam2.architectures.unet import GroupNorm, ResidualUNet3d, strides_for
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss

@@ -1,6 +1,7 @@
 """What the experiment on real cases asks of the package's own commands."""
 
 import itertools
+import sys
 from pathlib import Path
 
 import click
@@ -10,11 +11,12 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
+from experiments.arms import ARMS
 from experiments.experiment import (
     ADDED_LATER,
-    ARMS,
     METRICS,
     NAME,
+    Experiment,
     Result,
     Run,
     TrainingCases,
@@ -22,6 +24,7 @@ from experiments.experiment import (
     main,
     make_splits,
     markdown,
+    model_folder,
     prediction_folder,
     read_settings,
 )
@@ -186,3 +189,46 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path):
     assert missing.output == f"Error: {tmp_path / 'none.pt'} cannot be read: No such file or directory.\n"
     unknown = CliRunner().invoke(main, [str(tmp_path), str(tmp_path / "output"), "--device", "mps", "--estimate", "9"])
     assert unknown.output == "Error: No training has been timed on mps: only cuda and cpu.\n"
+
+
+class Recorded(Experiment):
+    """Its commands are notes of what would have been run, and one of them may fail."""
+
+    def __init__(self, output: Path, failing: str = "") -> None:
+        settings = {**ADDED_LATER, "epochs": 1, "upgrade_epochs": 1, "in_time_epochs": 1, "iterations": 1}
+        super().__init__(output, settings, 1, 0)
+        self.names: list[str] = []
+        self.failing = failing
+
+    def _configure(self, name: str, *options: object) -> None:
+        """None is needed."""
+
+    def _execute(self, name: str, *command: object, **environment: str) -> float:
+        self.names.append(name)
+        code = f"import sys, time; time.sleep(0.2); sys.exit({int(name == self.failing)})"
+        return super()._execute(name, sys.executable, "-c", code)
+
+
+def test_arms_train_side_by_side_once_what_they_start_from_is_trained(tmp_path: Path) -> None:
+    experiment = Recorded(tmp_path)
+    experiment.settings["device"] = "cpu"
+    model_folder(tmp_path, Run("nnunet", 0, 0)).mkdir(parents=True)
+    arms = ("upgrade", "unet_only", "upgrade_4")
+    experiment.train_all([Run(arm, 0, 0) for arm in arms], jobs=4)
+    assert sorted(experiment.names) == sorted(
+        f"{work}_{Run(arm, 0, 0)}" for work in ("train", "predict") for arm in (*arms, "nnunet")
+    )
+    place = {name.split("_fold")[0]: number for number, name in enumerate(experiment.names)}
+    assert place["predict_nnunet"] < min(place["train_upgrade"], place["train_upgrade_4"])
+    assert place["train_unet_only"] < place["predict_nnunet"]
+    experiment.train_all([Run("upgrade", 0, 0)], jobs=1)
+    assert len(experiment.names) == 8, "nothing is done again"
+
+
+def test_the_first_error_ends_all(tmp_path: Path) -> None:
+    run = Run("nnunet", 0, 0)
+    experiment = Recorded(tmp_path, failing=f"train_{run}")
+    experiment.settings["device"] = "cpu"
+    with pytest.raises(click.ClickException, match=f"train_{run} has ended with exit code 1"):
+        experiment.train_all([Run("upgrade", 0, 0), Run("upgrade_4", 0, 0)], jobs=2)
+    assert experiment.names == [f"train_{run}"]
