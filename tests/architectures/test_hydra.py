@@ -23,8 +23,10 @@ main()
 """
 BEFORE = {
     "within an application": "",
-    "imported before": "import nnunet_autosam2\nfrom nnunet_autosam2 import AutoSAM2, AutoSAM2Loss\n",
-    "the trainer imported before": "from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2\n",
+    "imported before": (
+        "from nnunet_autosam2 import AutoSAM2, AutoSAM2Loss\n"
+        "from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2\n"
+    ),
 }
 COMPOSED = """
 import hydra

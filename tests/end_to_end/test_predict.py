@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,10 +14,10 @@ pytestmark = pytest.mark.end_to_end
 ONE_PROCESS = ("-device", "cpu", "-npp", "1", "-nps", "1")
 
 
-def predict(workspace, images: Path, output: Path, *options: str) -> None:
+def predict(workspace, images: Path, output: Path, *options: str, afresh: bool = False) -> None:
     workspace.run(
         "nnUNetv2_predict", "-d", "900", "-c", "tiny", "-tr", "nnUNetTrainerAutoSAM2", "-f", "0",
-        "-i", images, "-o", output, *ONE_PROCESS, *options,
+        "-i", images, "-o", output, *ONE_PROCESS, *options, afresh=afresh,
     )  # fmt: skip
 
 
@@ -76,10 +77,10 @@ def test_exported_model_predicts_elsewhere_without_weights_of_sam2(
         "nnUNetv2_export_model_to_zip", "-d", "900", "-o", archive, "-c", "tiny",
         "-tr", "nnUNetTrainerAutoSAM2", "-f", "0",
     )  # fmt: skip
-    elsewhere = type(planned)(tmp_path / "elsewhere")
+    elsewhere = replace(planned, root=tmp_path / "elsewhere", environment={})
     elsewhere.root.mkdir()
     elsewhere.run("nnUNetv2_install_pretrained_model_from_zip", archive)
-    predict(elsewhere, images, elsewhere.root / "prediction", "-npp", "0", "-nps", "0")
+    predict(elsewhere, images, elsewhere.root / "prediction", "-npp", "0", "-nps", "0", afresh=True)
     here, there = segmentations(prediction), segmentations(elsewhere.root / "prediction")
     assert list(there) == list(here)
     for name in here:

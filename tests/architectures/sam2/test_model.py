@@ -84,7 +84,9 @@ class Pair:
         return logits.numpy(), masks.predicted_iou.numpy()
 
 
-@pytest.fixture(scope="module", params=[(TINY, 2), (LARGER, 1)], ids=["tiny", "base-plus"])
+@pytest.fixture(
+    scope="module", params=[(TINY, 2), pytest.param((LARGER, 1), marks=pytest.mark.slow)], ids=["tiny", "base-plus"]
+)
 def pair(request) -> Pair:
     return Pair(*request.param)
 
