@@ -95,6 +95,12 @@ class AutoSAM2Config(BaseModel, frozen=True):
     """Negative points per region and slice, at most."""
     box_prompt: bool = True
     """A box around each region, with a margin of 10 %."""
+    boxes_per_region: Annotated[int, Field(ge=1, le=16)] = 1
+    """Parts of a region on a slice, more than 10 pixels apart, for which SAM2 is prompted one by one, as for
+    metastases; the last of them is all that remains. Their masks are united. 1: all parts in one prompt."""
+    prompt_threshold: Annotated[float, Field(ge=0.01, le=0.5)] = 0.5
+    """Probability of the UNet from which a region is prompted on a slice where none of it is above 0.5. 0.5: it is not
+    prompted there."""
     mask_prompt: bool = False
     """The UNet's probability as SAM2's mask prompt, beside points and box."""
 
@@ -229,6 +235,12 @@ class AutoSAM2Config(BaseModel, frozen=True):
             "fusion", self.feature_fusion or not without, "fixed, gated or convolutional with feature_fusion = false"
         )
         self._require("propagation", not without or self.propagation == "linear", "linear with fusion = off")
+        return self
+
+    @model_validator(mode="after")
+    def _mask_prompt_of_all_parts(self) -> AutoSAM2Config:
+        clash = self.mask_prompt and self.boxes_per_region > 1
+        self._require("boxes_per_region", not clash, "1 with mask_prompt = true")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.distance import squared_distance_to
+
 ROUNDS_ON_GPU = 6
 """Rounds between questions whether they have changed anything, each of which waits for the GPU"""
 
@@ -52,7 +54,33 @@ def main_components(masks: Tensor, weights: Tensor, share: float) -> Tensor:
         weights: [M, H, W], of each pixel, not negative.
     """
     labels = label_components(masks).flatten(1)
-    weight = torch.zeros(len(labels), labels.shape[1] + 1, device=masks.device, dtype=weights.dtype)
-    weight.scatter_add_(1, labels, weights.flatten(1) * masks.flatten(1))
+    weight = _weight_of(labels, masks, weights)
     own, heaviest = weight.gather(1, labels), weight.amax(1, keepdim=True)
     return (masks.flatten(1) & (own >= share * heaviest)).view_as(masks)
+
+
+def number_parts(masks: Tensor, weights: Tensor, reach: int, most: int) -> Tensor:
+    """[M, H, W] → the part of its mask that each pixel belongs to: 1 for the heaviest part, 2, ..., `most`; 0 outside.
+
+    Components that touch when grown by `reach` pixels are one part. Part `most` is all that remain.
+
+    >>> number_parts(torch.tensor([[[1, 0, 0, 0, 1, 1, 0, 1]]]).bool(), torch.ones(1, 1, 8), reach=1, most=2)
+    tensor([[[2, 0, 0, 0, 1, 1, 0, 1]]])
+
+    Args:
+        masks: [M, H, W] booleans.
+        weights: [M, H, W], of each pixel, above 0 on the mask.
+    """
+    grown = squared_distance_to(masks, limit=reach + 1) <= reach**2
+    labels = torch.where(masks, label_components(grown), 0).flatten(1)
+    heaviest = _weight_of(labels, masks, weights).topk(most - 1, dim=1).indices
+    numbers = labels.new_full((len(labels), labels.shape[1] + 1), most)
+    numbers.scatter_(1, heaviest, torch.arange(1, most, device=labels.device).expand_as(heaviest))
+    numbers[:, 0] = 0
+    return numbers.gather(1, labels).view_as(masks)
+
+
+def _weight_of(labels: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
+    """Labels [M, H · W], 0 to H · W → [M, H · W + 1], the weight of the pixels of each label."""
+    weight = torch.zeros(len(labels), labels.shape[1] + 1, device=masks.device, dtype=weights.dtype)
+    return weight.scatter_add_(1, labels, weights.flatten(1) * masks.flatten(1))

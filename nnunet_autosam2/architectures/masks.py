@@ -74,7 +74,8 @@ class SampleMasks(NamedTuple):
     object_score: Tensor
     """[B, R, K], logit"""
     points: Tensor
-    """[B, R, K, P, 2] prompts, (x, y) in pixels of the slice: two corners of the box, positives, negatives"""
+    """[B, R, K, P, 2] prompts, (x, y) in pixels of the slice: two corners of the box, positives, negatives; then those
+    of the region's next part"""
     labels: Tensor
     """[B, R, K, P], SAM's labels of the prompts, -1 for none"""
     slices: Tensor

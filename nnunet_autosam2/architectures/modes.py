@@ -15,6 +15,8 @@ CHANGEABLE = (
     "num_positive_points",
     "num_negative_points",
     "box_prompt",
+    "boxes_per_region",
+    "prompt_threshold",
     "mask_prompt",
     "sam2_mirroring",
     "training_slices",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nnunet_autosam2.architectures.components import main_components
+from nnunet_autosam2.architectures.components import main_components, number_parts
 from nnunet_autosam2.architectures.distance import squared_distance_to
 
 POSITIVE, NEGATIVE, TOP_LEFT, BOTTOM_RIGHT, NOT_A_POINT = 1, 0, 2, 3, -1
@@ -18,33 +18,61 @@ BOX_MARGIN = 0.1
 """Fraction of the box's side, on each side"""
 RING_GAP, RING_WIDTH = 2, 6
 """Pixels between a region and its negative points, and the width of the ring that they come from"""
+PART_REACH = RING_GAP + RING_WIDTH // 2
+"""Half of the pixels between parts of a region that are prompted apart: no negative point lies on or near another"""
 
 
 class Prompts(NamedTuple):
     """Prompts for masks, each with the same number of them; missing ones carry the label NOT_A_POINT."""
 
     points: Tensor
-    """[..., NUM_CORNERS + P + N, 2]: two corners of the box, positives, negatives; (x, y) in pixels of the slice"""
+    """[..., T · (NUM_CORNERS + P + N), 2]: of each of T parts two corners of the box, positives, negatives; (x, y) in
+    pixels of the slice"""
     labels: Tensor
-    """[..., NUM_CORNERS + P + N], SAM's labels"""
+    """[..., T · (NUM_CORNERS + P + N)], SAM's labels"""
 
 
 @torch.no_grad()
-def generate_prompts(probabilities: Tensor, num_positive: int, num_negative: int, box: bool = True) -> Prompts:
+def generate_prompts(
+    probabilities: Tensor,
+    num_positive: int,
+    num_negative: int,
+    box: bool = True,
+    parts: int = 1,
+    least: float = THRESHOLD,
+) -> Prompts:
     """Prompts from the UNet's opinion of each region on each slice; none where the UNet sees no foreground.
 
-    They are about the main connected parts of the region.
+    They are about the main connected components of the region, together or in parts.
 
     Positive points have the highest product of probability and distance to the region's boundary (the image's border
     is none), negative ones the lowest probability in a ring around the region; both keep a distance from each other.
 
     Args:
         probabilities: [M, H, W].
-        num_positive, num_negative: points a mask at most.
+        num_positive, num_negative: points a part at most.
         box: False leaves its corners out.
+        parts: T, so many at most, heaviest first; the last is all that remain.
+        least: probability of the foreground on slices where none is above THRESHOLD.
     """
     p = probabilities.float()
-    inside = main_components(p > THRESHOLD, p, MAIN_SHARE)
+    threshold = torch.where(p.flatten(1).amax(1) > THRESHOLD, THRESHOLD, least)[:, None, None]
+    inside = main_components(p > threshold, p, MAIN_SHARE)
+    if parts == 1:
+        return _prompts_about(inside, p, num_positive, num_negative, box)
+    numbers = number_parts(inside, p, PART_REACH, parts)
+    exists = inside.new_zeros(len(p), parts + 1).scatter(1, numbers.flatten(1), True)[:, 1:]
+    exists[:, 0] = True  # each mask has a first part, which may be empty
+    mask, part = exists.nonzero(as_tuple=True)
+    found = _prompts_about(numbers[mask] == part[:, None, None] + 1, p[mask], num_positive, num_negative, box)
+    points = found.points.new_zeros(*exists.shape, *found.points.shape[1:])
+    labels = torch.full_like(points[..., 0], NOT_A_POINT, dtype=torch.int32)
+    points[mask, part], labels[mask, part] = found
+    return Prompts(points.flatten(1, 2), labels.flatten(1, 2))
+
+
+def _prompts_about(inside: Tensor, p: Tensor, num_positive: int, num_negative: int, box: bool) -> Prompts:
+    """Prompts for each mask [M, H, W] with these probabilities, as for one part."""
     depth = squared_distance_to(~inside)
     away = squared_distance_to(inside, limit=RING_GAP + RING_WIDTH + 1)
     ring = (away > RING_GAP**2) & (away <= (RING_GAP + RING_WIDTH) ** 2)

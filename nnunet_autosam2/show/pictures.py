@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tqdm import tqdm
 
-from nnunet_autosam2.architectures.prompts import NEGATIVE, NOT_A_POINT, NUM_CORNERS, POSITIVE
+from nnunet_autosam2.architectures.prompts import NEGATIVE, NOT_A_POINT, POSITIVE, TOP_LEFT
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.support.staging import replaced_folder
 from nnunet_autosam2.support.text import printable
@@ -39,7 +39,7 @@ class SliceView(NamedTuple):
     rgb: np.ndarray
     """[S, S, 3], what enters SAM2's image encoder, 0 to 1"""
     points: np.ndarray
-    """[R, P, 2], (x, y) in pixels of the slice: two corners of the box, then points"""
+    """[R, P, 2], (x, y) in pixels of the slice: two corners of a box, then points, for each part of the region"""
     labels: np.ndarray
     """[R, P], SAM's labels"""
     predicted_iou: np.ndarray
@@ -115,10 +115,11 @@ def _draw_prompts(panel: Axes, view: SliceView, region: int) -> str:
     if (labels == NOT_A_POINT).all():
         return "no prompts"
     caption = f"{(labels == POSITIVE).sum()} positive and {(labels == NEGATIVE).sum()} negative points"
-    if labels[0] != NOT_A_POINT:
-        (x0, y0), (x1, y1) = points[:NUM_CORNERS]
+    corners = np.flatnonzero(labels == TOP_LEFT)
+    for (x0, y0), (x1, y1) in zip(points[corners], points[corners + 1], strict=True):
         panel.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", linewidth=1.2)
-        caption = f"box, {caption}"
+    if len(corners) > 0:
+        caption = f"{'box' if len(corners) == 1 else f'{len(corners)} boxes'}, {caption}"
     for label, style in MARKERS.items():
         panel.plot(*points[labels == label].T, **style)
     return caption

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
 from nnunet_autosam2.architectures import components
-from nnunet_autosam2.architectures.components import ROUNDS_ON_GPU, label_components, main_components
+from nnunet_autosam2.architectures.components import ROUNDS_ON_GPU, label_components, main_components, number_parts
 
 CORNERS_TOUCH = [[1] * 3] * 3
 
@@ -71,3 +72,21 @@ def test_main_components_are_the_heavy_ones():
         heavy = [i + 1 for i, total in enumerate(sums) if total >= 0.2 * sums.max()]
         assert torch.equal(ours, torch.from_numpy(labels)[..., None].eq(torch.tensor(heavy)).any(-1))
         assert 0 < len(heavy) < count
+
+
+@pytest.mark.parametrize("most", [2, 3, 16])
+@pytest.mark.parametrize("reach", [0, 1, 3])
+def test_parts_are_components_apart_by_weight(reach, most):
+    masks = make_masks(0.02, (64, 48))
+    masks[0] = False
+    weights = 0.1 + torch.rand(masks.shape, generator=torch.Generator().manual_seed(1))
+    found = number_parts(masks, weights, reach, most)
+    assert not found[~masks].any()
+    for mask, weight, numbers in zip(masks.numpy(), weights.numpy(), found.numpy(), strict=True):
+        grown = ndimage.distance_transform_edt(~mask) <= reach if mask.any() else mask
+        labels, count = ndimage.label(grown, CORNERS_TOUCH)
+        sums = ndimage.sum_labels(weight * mask, labels, range(1, count + 1))
+        expected = np.zeros_like(labels)
+        for number, component in enumerate(np.argsort(sums)[::-1] + 1, start=1):
+            expected[mask & (labels == component)] = min(number, most)
+        np.testing.assert_array_equal(numbers, expected)

@@ -21,7 +21,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:sam2_checkpoint is random"),
 ]
 SIZE = (16, 64, 64)
-MODES = {"hybrid": {}, "UNet only": {"enable_sam2": False}, "SAM2 only": {"enable_unet_decoder": False}}
+MODES = {
+    "hybrid": {},
+    "UNet only": {"enable_sam2": False},
+    "SAM2 only": {"enable_unet_decoder": False},
+    "parts": {"boxes_per_region": 3, "prompt_threshold": 0.3},
+}
 EVERY_MODE = pytest.mark.parametrize("mode", MODES)
 REGIONS_AND_LABELS = pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
 
@@ -48,6 +53,7 @@ def volume_and_foreground(regions: int) -> tuple[torch.Tensor, torch.Tensor]:
     axes = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in SIZE), indexing="ij")
     radius = torch.stack(axes).norm(dim=0)
     foreground = torch.stack([torch.sigmoid(20 * (0.8 - 0.2 * i - radius)) for i in range(regions)])
+    foreground[:, 4:12, :6, :6] = 0.9  # another part of all of them
     volume = torch.randn(2, 2, *SIZE, generator=torch.Generator().manual_seed(1))
     return volume, torch.stack([foreground, foreground.flip(0)])
 

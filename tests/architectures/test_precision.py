@@ -18,6 +18,11 @@ OPTIONS = {
     "no box": {"box_prompt": False},
     "no prompts": {"num_positive_points": 0, "num_negative_points": 0, "box_prompt": False},
     "mask prompt": {"mask_prompt": True},
+    "parts and unsure regions": {"boxes_per_region": 3, "prompt_threshold": 0.2},
+    "parts, SAM2 only": {"boxes_per_region": 2, "enable_unet_decoder": False},
+    "parts, memory": {"boxes_per_region": 2, "propagation": "memory"},
+    "parts, a slice at once": {"boxes_per_region": 2, "sam2_chunk_size": 1},
+    "parts, all of SAM2 trains": {"boxes_per_region": 2, "sam2_tuning": "full"},
     "fixed fusion": {"fusion": "fixed"},
     "convolutional gate": {"fusion": "convolutional"},
     "joint training": {"joint_training": True},
@@ -44,7 +49,7 @@ OPTIONS = {
 DEPTH = 16
 PRESENT = {"no slice": [], "one slice": [5], "all slices": list(range(DEPTH))}
 HALF = [torch.float16, torch.bfloat16]
-QUICK = ("defaults", "memory", "memory, all slices", "mask prompt", "features")
+QUICK = ("defaults", "memory", "memory, all slices", "mask prompt", "features", "parts and unsure regions")
 """In the gate: half precision is slow on most CPUs. Where there is a GPU all of them run there."""
 
 
@@ -60,8 +65,11 @@ def every_option(quick: tuple[str, ...]) -> pytest.MarkDecorator:
 
 
 def make_foreground(present: list[int], regions: int, device: str) -> torch.Tensor:
+    """In two parts on the slices where it is present; the UNet is unsure of another one."""
     foreground = torch.zeros(1, regions, DEPTH, 16, 16, device=device)
-    foreground[:, :, present, 4:11, 5:12] = 0.9
+    foreground[:, :, 9, 4:11, 5:12] = 0.4
+    foreground[:, :, present, 10:, 10:] = 0.9
+    foreground[:, :, present, :2, :2] = 0.9
     return foreground
 
 

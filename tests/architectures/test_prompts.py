@@ -20,6 +20,7 @@ from nnunet_autosam2.architectures.prompts import (
     RING_WIDTH,
     THRESHOLD,
     TOP_LEFT,
+    Prompts,
     bounding_boxes,
     generate_prompts,
 )
@@ -292,11 +293,15 @@ def test_masks_do_not_see_each_other_whatever_the_precision():
     together = generate_prompts(p, 10, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under_autocast = generate_prompts(p, 10, 3)
-    for together_, mixed, *alone in zip(
-        together, under_autocast, *(generate_prompts(p[i : i + 1], 10, 3) for i in range(len(p))), strict=True
-    ):
-        assert torch.equal(together_, torch.cat(alone))
-        assert torch.equal(together_, mixed)
+    check_alone(p, together, under_autocast)
+
+
+def check_alone(p: torch.Tensor, *found: Prompts, **options) -> None:
+    """Each of `found` has of every mask what `generate_prompts` makes of it alone."""
+    alone = [generate_prompts(p[i : i + 1], 10, 3, **options) for i in range(len(p))]
+    for together in found:
+        for ours, *expected in zip(together, *alone, strict=True):
+            assert torch.equal(ours, torch.cat(expected))
 
 
 def test_a_gpus_way_is_a_cpus(monkeypatch):
@@ -317,6 +322,83 @@ def test_bounding_boxes_equal_scipys():
     for mask, box in zip(masks, boxes.tolist(), strict=True):
         for rows, columns in ndimage.find_objects(mask.astype(int)):
             assert box == [columns.start, rows.start, columns.stop - 1, rows.stop - 1]
+
+
+class TestParts:
+    """Prompts for each part of a region."""
+
+    def test_a_region_in_one_part_has_the_prompts_that_it_had(self):
+        p = torch.from_numpy(
+            np.stack([CASES[name] for name in ("disc", "small", "nothing", "certain", "zero")])
+        ).float()
+        expected, found = generate_prompts(p, 10, 3), generate_prompts(p, 10, 3, parts=3)
+        assert found.labels.shape == (len(p), 3 * 15)
+        assert torch.equal(found.labels[:, :15], expected.labels)
+        there = expected.labels != NOT_A_POINT
+        assert torch.equal(found.points[:, :15][there], expected.points[there])
+        assert (found.labels[:, 15:] == NOT_A_POINT).all()
+
+    @pytest.mark.parametrize("parts", [2, 3, 5])
+    def test_each_part_has_the_prompts_of_a_region_that_is_this_part_alone(self, parts: int):
+        """Heaviest first; of three discs in two prompts the second is about two."""
+        discs = [disc(20, 16, 9), disc(70, 16, 12), disc(45, 48, 6)]
+        heaviest_first = [discs[1], discs[0], discs[2]]
+        rest = heaviest_first[parts - 1 :]
+        alone = heaviest_first[: parts - 1] + ([np.max(rest, axis=0)] if rest else [])
+        p = np.max(discs, axis=0)
+        found = generate_prompts(torch.from_numpy(p[None]).float(), 10, 3, parts=parts)
+        expected = generate_prompts(torch.from_numpy(np.stack(alone)).float(), 10, 3)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours.unflatten(1, (parts, -1))[0, : len(alone)], theirs)
+        assert (found.labels.unflatten(1, (parts, -1))[0, len(alone) :] == NOT_A_POINT).all()
+
+    @pytest.mark.parametrize(("gap", "boxes"), [(9, 1), (10, 1), (12, 2), (30, 2)])
+    def test_components_that_are_close_are_one_part(self, gap: int, boxes: int):
+        p = np.maximum(stripe(slice(10, 40), slice(5, 25)), stripe(slice(10, 40), slice(24 + gap, 44 + gap)))
+        labels = generate_prompts(torch.from_numpy(p[None]).float(), 10, 3, parts=4).labels
+        assert (labels == TOP_LEFT).sum() == boxes
+
+    def test_no_negative_point_is_on_or_near_another_part(self):
+        p = np.maximum(stripe(slice(10, 40), slice(5, 25)), stripe(slice(10, 40), slice(36, 60)))
+        points, labels = generate_prompts(torch.from_numpy(p[None]).float(), 10, 40, parts=2)
+        x, y = points[labels == NEGATIVE].int().T.numpy()
+        assert len(x) > 20
+        assert (ndimage.distance_transform_edt(p < 0.5)[y, x] > RING_GAP).all()
+
+    def test_masks_do_not_see_each_other_whatever_the_precision(self):
+        p = torch.from_numpy(np.stack([*CASES.values(), 0.6 * CASES["two components"]])).float()
+        options = {"parts": 3, "least": 0.2}
+        together = generate_prompts(p, 10, 3, **options)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            under_autocast = generate_prompts(p, 10, 3, **options)
+        check_alone(p, together, under_autocast, **options)
+        assert ((together.labels == TOP_LEFT).sum(1) > 1).any()
+
+    def test_nothing_anywhere(self):
+        assert (generate_prompts(torch.zeros(2, 20, 30), 10, 3, parts=3).labels == NOT_A_POINT).all()
+
+
+class TestLowerThreshold:
+    """For a region of which the UNet is unsure everywhere on a slice."""
+
+    def test_it_is_prompted_as_if_the_threshold_were_lower(self):
+        unsure = 0.45 / 0.9 * torch.from_numpy(disc(45, 30, 20)[None]).float()  # 0.45 in its centre
+        for least in (THRESHOLD, 0.46):
+            assert (generate_prompts(unsure, 10, 3, least=least).labels == NOT_A_POINT).all()
+        found = generate_prompts(unsure, 10, 3, least=0.3)
+        boxes, _ = bounding_boxes(unsure > 0.3)
+        assert torch.equal(found.labels, generate_prompts(unsure * 0.5 / 0.3, 10, 3).labels)
+        low, high = found.points[0, :NUM_CORNERS]
+        assert (low < boxes[0, :2]).all()
+        assert (high > boxes[0, 2:]).all()
+        x, y = found.points[0][found.labels[0] == POSITIVE].int().T
+        assert len(x) == 10
+        assert (unsure[0, y, x] > 0.3).all()
+
+    def test_it_does_not_touch_a_region_that_the_unet_sees(self):
+        p = torch.from_numpy(np.stack([each for each in CASES.values() if each.max() > THRESHOLD])).float()
+        for ours, expected in zip(generate_prompts(p, 10, 3, least=0.1), generate_prompts(p, 10, 3), strict=True):
+            assert torch.equal(ours, expected)
 
 
 def test_no_gradient_is_kept():

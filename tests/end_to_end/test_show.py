@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -11,7 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from matplotlib.image import imread
+from scipy import ndimage
 
+from nnunet_autosam2.architectures.prompts import PART_REACH
 from nnunet_autosam2.cli.main import main
 
 pytestmark = pytest.mark.end_to_end
@@ -116,6 +119,35 @@ def test_numbers_are_those_of_the_image(planned, case: Path, labels: Path, untra
         title = int(MARGIN * len(picture))
         np.testing.assert_array_equal(picture[title:], untrained[number - 5][title:])
         assert (picture[:title] != untrained[number - 5][:title]).any()
+
+
+def test_every_tumour_of_several_has_its_own_box(planned, tmp_path: Path) -> None:
+    """On slices with several parts of a region; on all others the pictures are what they are with one box a region."""
+    size = ("--size", "32", "64", "64")
+    planned.run("autosam2", "make-phantom", tmp_path / "phantom", "--cases", "1", *size, "--tumours", "3")
+    other = replace(planned, environment={**planned.environment, "nnUNet_raw": str(tmp_path / "raw")})
+    other.run("autosam2", "convert-brats", tmp_path / "phantom", "-d", "1", "-n", "Multifocal")
+    case = tmp_path / "raw" / "Dataset001_Multifocal" / "imagesTr" / CASE
+    found = {}
+    for boxes in (1, 3):
+        name = f"boxes_{boxes}"
+        patch = ("--patch-size", "32", "64", "64", "--batch-size", "2", "sam2_image_size=64", "slice_fraction=1")
+        planned.run("autosam2", "configure", "900", "--name", name, *patch, f"boxes_per_region={boxes}")
+        show(planned, case, "-d", "900", "-c", name, "-o", tmp_path / name)
+        found[boxes] = pictures(tmp_path / name)
+    labels = np.asarray(nibabel.load(case.parents[1] / "labelsTr" / f"{CASE}.nii.gz").dataobj)
+    several = []
+    for number, picture in found[3].items():
+        title = int(MARGIN * len(picture))
+        changed = not np.array_equal(picture[title:], found[1][number][title:])
+        truth = labels[:, :, number]
+        regions = [truth >= least for least in (1, 2, 3) if (truth >= least).any()]
+        grown = [ndimage.distance_transform_edt(~region) <= PART_REACH for region in regions]
+        parts = max((ndimage.label(each, np.ones((3, 3)))[1] for each in grown), default=0)
+        assert not changed or parts > 1  # an islet is left out
+        several.append(changed)
+    assert any(several)
+    assert not all(several)
 
 
 def test_only_earlier_pictures_are_replaced(planned, case: Path, tmp_path: Path) -> None:

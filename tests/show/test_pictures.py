@@ -63,6 +63,16 @@ def test_points_without_a_box():
     assert captions(draw(make_view(labels=labels), ""))[0][0] == "1 positive and 2 negative points"
 
 
+def test_each_part_has_its_own_box():
+    points, labels = np.zeros((2, 8, 2)), np.full((2, 8), -1)
+    points[0] = [[1, 2], [5, 6], [3, 4], [0, 0], [11, 12], [15, 16], [13, 14], [18, 13]]
+    labels[0] = [2, 3, 1, -1, 2, 3, 1, 0]
+    figure = draw(make_view(points=points, labels=labels), "")
+    assert captions(figure)[0][0] == "2 boxes, 2 positive and 1 negative points"
+    corners = [line.get_xydata()[[0, 2]].tolist() for line in figure.axes[0].lines if len(line.get_xdata()) == 5]
+    assert corners == [[[1, 2], [5, 6]], [[11, 12], [15, 16]]]
+
+
 def test_the_outline_of_the_truth_is_explained_where_there_is_one():
     view = make_view()
     (legend,) = draw(view, "").legends

@@ -23,6 +23,8 @@ OTHER: dict[str, Any] = {
     "num_negative_points": 1,
     "box_prompt": False,
     "mask_prompt": True,
+    "boxes_per_region": 3,
+    "prompt_threshold": 0.3,
     "propagation": "memory",
     "fusion": "fixed",
     "bg_blend": 0.4,

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from nnunet_autosam2.architectures.bridge import Bridge
 from nnunet_autosam2.architectures.masks import ImageEmbeddings, SliceMasks
 from nnunet_autosam2.architectures.mri_to_rgb import MRIToRGB
-from nnunet_autosam2.architectures.prompts import THRESHOLD, Prompts, generate_prompts
+from nnunet_autosam2.architectures.prompts import NOT_A_POINT, Prompts, generate_prompts
 from nnunet_autosam2.architectures.sam2 import weights
 from nnunet_autosam2.architectures.sam2.chunking import Chunked
 from nnunet_autosam2.architectures.sam2.model import SAM2, Memory, supports_bfloat16
 from nnunet_autosam2.architectures.sam2.tuning import ENCODER_TRAINS, set_tuning
+from nnunet_autosam2.architectures.sam2.union import united
 from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import AutoSAM2Config
 
@@ -76,7 +77,8 @@ class SAM2Branch(nn.Module):
         prompts = self.prompts(probabilities, config)
         embeddings = self.encode(slices) if embeddings is None else embeddings
         dense = (features, probabilities) if config.mask_prompt else (features,)
-        return self.decode(embeddings, prompts, dense, probabilities.shape[2:]), prompts, embeddings
+        masks = self.decode(embeddings, prompts, dense, probabilities.shape[2:], config.boxes_per_region)
+        return masks, prompts, embeddings
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles in place what holds the operations: the rest differs from patch to patch."""
@@ -113,9 +115,11 @@ class SAM2Branch(nn.Module):
             num_positive=config.num_positive_points,
             num_negative=config.num_negative_points,
             box=config.box_prompt,
+            parts=config.boxes_per_region,
+            least=config.prompt_threshold,
         )
         # Masks of like area together: in a chunk the largest decides what all of them cost.
-        order = (masks > THRESHOLD).flatten(1).sum(1).argsort()
+        order = (masks > config.prompt_threshold).flatten(1).sum(1).argsort()
         ordered = self.prompt_chunks(generate, masks[order])
         return Prompts(*(values[order.argsort()].unflatten(0, probabilities.shape[:2]) for values in ordered))
 
@@ -140,24 +144,46 @@ class SAM2Branch(nn.Module):
         return self.precision == "bfloat16" or (self.precision == "auto" and supports_bfloat16(device))
 
     def decode(
-        self, embeddings: ImageEmbeddings, prompts: Prompts, dense: tuple[Tensor, ...], slice_size: Sequence[int]
+        self,
+        embeddings: ImageEmbeddings,
+        prompts: Prompts,
+        dense: tuple[Tensor, ...],
+        slice_size: Sequence[int],
+        parts: int = 1,
     ) -> SliceMasks:
         """Masks from the embeddings of N slices and their prompts.
 
         Args:
             dense: what `dense_prompt` takes: its results need more memory, so that they are made chunk by chunk.
             slice_size: height and width of the slices, in whose pixels the points are.
+            parts: of a region, T, for which there are prompts; their masks are united.
         """
         height, width = slice_size
         scale = prompts.points.new_tensor([self.sam2.image_size / width, self.sam2.image_size / height])
-        return self.decoder_chunks(self._decode_chunk, *embeddings, prompts.points * scale, prompts.labels, *dense)
+        points, labels = (each.unflatten(2, (parts, -1)) for each in (prompts.points * scale, prompts.labels))
+        return self.decoder_chunks(self._decode_chunk, *embeddings, points, labels, *dense)
 
     def _decode_chunk(
         self, image: Tensor, fine: Tensor, middle: Tensor, points: Tensor, labels: Tensor, *dense: Tensor
     ) -> SliceMasks:
-        dense_prompt = self.dense_prompt(*dense)
-        with self._decoder_precision(image.device):
-            masks = self.sam2.decode(ImageEmbeddings(image, fine, middle), points, labels, dense_prompt)
+        """The first parts of all regions, and those of the further ones that there are: most regions have one."""
+        embeddings, dense_prompt = ImageEmbeddings(image, fine, middle), self.dense_prompt(*dense)
+        masks = self._decode_prompts(embeddings, points[:, :, 0], labels[:, :, 0], dense_prompt)
+        if points.shape[2] == 1:
+            return masks
+        at_slice, region, part = (labels[:, :, 1:] != NOT_A_POINT).any(3).nonzero(as_tuple=True)
+        if len(part) == 0:
+            return masks
+        embeddings = ImageEmbeddings(*(values[at_slice] for values in embeddings))
+        points, labels = (values[at_slice, region, part + 1][:, None] for values in (points, labels))
+        further = self._decode_prompts(embeddings, points, labels, dense_prompt[at_slice, region][:, None])
+        return united(masks, further, at_slice, region)
+
+    def _decode_prompts(
+        self, embeddings: ImageEmbeddings, points: Tensor, labels: Tensor, dense_prompt: Tensor
+    ) -> SliceMasks:
+        with self._decoder_precision(points.device):
+            masks = self.sam2.decode(embeddings, points, labels, dense_prompt)
         return SliceMasks(*(values.float() for values in masks))
 
     def dense_prompt(self, features: Tensor, probabilities: Tensor | None = None) -> Tensor:

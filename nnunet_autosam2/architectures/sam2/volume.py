@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.backbone import UNetOutput, resize
 from nnunet_autosam2.architectures.masks import ImageEmbeddings, SampleMasks, SliceEmbeddings, VolumeMasks
-from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, THRESHOLD
+from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS
 from nnunet_autosam2.architectures.reconstruction import locate_slices, reconstruct
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.config import AutoSAM2Config
@@ -35,7 +35,8 @@ def encode_volume(
     Raises:
         WeightsError: as `segment_volume`.
     """
-    slices, chosen = choose_slices(branch, foreground, size[0], config, SUSPICION)
+    suspicion = min(SUSPICION, config.prompt_threshold)
+    slices, chosen = choose_slices(branch, foreground, size[0], config, suspicion)
     rows, embeddings = rows_of(chosen, branch.training), None
     if len(rows):
         branch.require_weights(config)
@@ -72,9 +73,9 @@ def segment_volume(
         WeightsError: SAM2 has none, and there are none where the configuration says.
     """
     if known is None:
-        slices, prompted = choose_slices(branch, foreground, size[0], config, THRESHOLD)
+        slices, prompted = choose_slices(branch, foreground, size[0], config, config.prompt_threshold)
     else:
-        seen = with_neighbours(has_foreground(foreground, known.slices))
+        seen = with_neighbours(has_foreground(foreground, known.slices, config.prompt_threshold))
         slices, prompted = known.slices, known.encoded & (branch.training | seen)
     positions = locate_slices(slices, prompted, volume.shape[2])
     values = _unprompted(take_slices(unet.logits[0].detach().float(), slices), config)
@@ -115,7 +116,7 @@ def choose_slices(
     return slices, with_neighbours(has_foreground(foreground, slices, threshold))
 
 
-def has_foreground(foreground: Tensor, slices: Tensor, threshold: float = THRESHOLD) -> Tensor:
+def has_foreground(foreground: Tensor, slices: Tensor, threshold: float) -> Tensor:
     """[B, K], whether any probability [B, R, D, H, W] is above the threshold on the slices [B, K]."""
     return (take_slices(foreground, slices) > threshold).flatten(1).any(1).view(slices.shape)
 
@@ -153,7 +154,7 @@ def _unprompted(logits: Tensor, config: AutoSAM2Config) -> tuple[Tensor, ...]:
     """The first five of SampleMasks on N slices, from the UNet's logits [N, C, H, W], without prompts."""
     regions = logits if config.region_based else logits[:, 1:] - logits[:, :1]
     scores = logits.new_ones(regions.shape[:2])
-    prompts = NUM_CORNERS + config.num_positive_points + config.num_negative_points
+    prompts = config.boxes_per_region * (NUM_CORNERS + config.num_positive_points + config.num_negative_points)
     points = logits.new_zeros(*regions.shape[:2], prompts, 2)
     labels = torch.full(points.shape[:-1], NOT_A_POINT, dtype=torch.int32, device=logits.device)
     return regions, scores, torch.zeros_like(scores), points, labels

@@ -177,3 +177,65 @@ def test_kinds_of_prompts_can_be_switched_off(branch, inputs, without):
     kinds = set(prompts.labels.unique().tolist())
     assert kinds == ({-1, 0, 1} if without == "box_prompt" else {2, 3})
     assert not torch.allclose(masks.logits, branch(*inputs)[0].logits, atol=1e-4)
+
+
+class TestParts:
+    """A region in several parts is prompted part by part."""
+
+    @pytest.fixture
+    def scattered(self, inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, AutoSAM2Config]:
+        """Three parts of the first region on the first slice, two on the second; nothing of the second on the third."""
+        slices, features, _, config = inputs
+        probabilities = torch.full((N, R, H, W), 0.1)
+        probabilities[:, 0, 4:14, 4:18] = 0.9
+        probabilities[:2, 0, 26:36, 4:12] = 0.8
+        probabilities[:1, 0, 12:20, 40:50] = 0.7
+        probabilities[:2, 1, 8:30, 8:40] = 0.9
+        return slices, features, probabilities, config.updated({"boxes_per_region": 3})
+
+    def test_masks_are_those_of_the_parts_united(self, branch, scattered):
+        _, features, _, _ = scattered
+        masks, prompts, embeddings = branch(*scattered)
+        assert prompts.points.shape == (N, R, 3 * 15, 2)
+        boxes = (prompts.labels == 2).sum(2)
+        assert boxes.tolist() == [[3, 1], [2, 1], [1, 0]]
+        scale, dense = torch.tensor([64 / W, 64 / H]), branch.bridge(features)
+        for n, r in np.ndindex(N, R):
+            of_slice = type(embeddings)(*(values[n : n + 1] for values in embeddings))
+            points, labels = (values[n, r].unflatten(0, (3, -1))[: max(boxes[n, r], 1)] for values in prompts)
+            alone = branch.sam2.decode(
+                of_slice, points[None] * scale, labels[None], dense[n, r].expand(1, len(points), -1, -1, -1)
+            )
+            torch.testing.assert_close(masks.logits[n, r], alone.logits[0].amax(0), rtol=0, atol=1e-4)
+            torch.testing.assert_close(masks.object_score[n, r], alone.object_score[0].amax(), rtol=0, atol=1e-4)
+            low, high = alone.predicted_iou[0].aminmax()
+            assert low - 1e-5 <= masks.predicted_iou[n, r] <= high + 1e-5
+            torch.testing.assert_close(masks.token[n, r], alone.token[0, 0], rtol=0, atol=1e-3)
+
+    def test_where_there_is_one_part_nothing_changes(self, branch, scattered):
+        masks, _, _ = branch(*scattered)
+        together, _, _ = branch(*scattered[:3], scattered[3].updated({"boxes_per_region": 1}))
+        alone = [0, 1, 2, 2], [1, 1, 0, 1]
+        for ours, theirs in zip(masks, together, strict=True):
+            assert torch.equal(ours[alone], theirs[alone])
+        assert not torch.allclose(masks.logits[0, 0], together.logits[0, 0], atol=1e-3)
+
+    def test_only_parts_that_exist_are_decoded(self, branch, scattered):
+        prompted = []
+        hook = branch.sam2.sam_mask_decoder.register_forward_pre_hook(lambda _, given: prompted.append(len(given[4])))
+        branch(*scattered)
+        hook.remove()
+        assert prompted == [N * R, 3]
+
+    def test_chunks_change_neither_masks_nor_gradients(self, scattered):
+        slices, features, *rest = scattered
+        results = []
+        for chunk_size in (16, 1):
+            branch = make_branch(sam2_chunk_size=chunk_size)
+            features = features.detach().requires_grad_()
+            masks, _, _ = branch(slices, features, *rest)
+            (masks.logits.square().mean() + masks.predicted_iou.sum() + masks.object_score.sum()).backward()
+            gradients = {name: p.grad for name, p in branch.named_parameters() if p.grad is not None}
+            assert set(gradients) == {name for name, p in branch.named_parameters() if p.requires_grad}
+            results.append((masks._asdict(), features.grad, gradients))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.backbone import UNetOutput
 from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
-from nnunet_autosam2.architectures.sam2.volume import cudnn_benchmark, segment_volume, take_slices
+from nnunet_autosam2.architectures.sam2.volume import cudnn_benchmark, encode_volume, segment_volume, take_slices
 from nnunet_autosam2.architectures.slice_selection import select_slices
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import WeightsError
@@ -127,3 +127,31 @@ def test_a_tumours_ends_are_what_they_are_in_training(branch):
     for ours, theirs in zip(in_prediction[:3], in_training[:3], strict=True):
         torch.testing.assert_close(ours[0, :, where], theirs[0, :, where], rtol=0, atol=1e-4)
     assert in_training.covered[0, where].all()
+
+
+def test_prompts_of_parts_are_kept_where_sam2_is_not_asked_too(branch):
+    config = CONFIG.updated({"boxes_per_region": 3})
+    masks, _ = segment(branch, trains=False, config=config)
+    assert masks.points.shape == (B, R, 5, 3 * 15, 2)
+    assert masks.labels.shape == (B, R, 5, 3 * 15)
+    assert (masks.labels[1] == -1).all()
+    for ours, theirs in zip(masks[:3], segment(branch, trains=False)[0][:3], strict=True):
+        assert torch.equal(ours, theirs)  # there is one part
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.05])
+def test_a_region_that_the_unet_is_unsure_of_is_asked_about_from_a_lower_threshold(branch, threshold, known):
+    volume, unet, foreground = make_inputs()
+    foreground[:, 0, 3:5, 4:9, 5:15] = 0.06 if threshold < 0.1 else 0.4
+    config = CONFIG.updated({"prompt_threshold": threshold, "slice_fraction": 1.0})
+    inputs = volume, unet, foreground, SIZE, config
+    with torch.no_grad():
+        embeddings = encode_volume(branch.eval(), volume, foreground, SIZE, config) if known else None
+        masks, _ = segment_volume(branch, *inputs, track=False, known=embeddings)
+    prompts = (masks.labels[0] == 2).any(2)
+    seen = [s for s, there in zip(masks.slices[0].tolist(), prompts[0].tolist(), strict=True) if there]
+    assert seen == sorted({*SEEN, *([3, 4] if threshold < 0.5 else [])})
+    assert prompts[1].sum() == len(SEEN)
+    assert masks.prompted[0].sum() == len(seen) + 2
+    assert masks.prompted[1].sum() == (4 if threshold < 0.5 else 0)
