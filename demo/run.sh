@@ -20,10 +20,10 @@ run() {
     "$@" >>"$log" 2>&1 || { tail -n 20 "$log" >&2; echo "Failed: $*. The whole log: $log" >&2; exit 1; }
 }
 
-step "Seven phantom cases in BraTS layout"
-run autosam2 make-phantom "$output/phantom" --cases 7 --seed 1
+step "Six phantom cases in BraTS layout"
+run autosam2 make-phantom "$output/phantom" --cases 6 --size 32 40 40 --seed 1
 mkdir "$output/held_out"
-mv "$output/phantom/phantom_007" "$output/held_out"
+mv "$output/phantom/phantom_006" "$output/held_out"
 step "Conversion to nnU-Net, one case held out"
 run autosam2 convert-brats "$output/phantom" -d 900 -n Phantom
 run autosam2 convert-brats "$output/held_out" -d 901 -n HeldOut
@@ -32,8 +32,8 @@ run nnUNetv2_plan_and_preprocess -d 900 -c 3d_fullres -np 1 -npfp 1
 step "A small configuration, with SAM2's weights random on purpose"
 run autosam2 configure 900 --base 3d_fullres --name demo --patch-size 32 40 40 --batch-size 2 \
     sam2_checkpoint=random sam2_image_size=96 training_slices=4 initial_lr=3e-3 \
-    num_epochs=4 num_iterations_per_epoch=12 num_val_iterations_per_epoch=1
-step "Training: 4 epochs of 12 iterations"
+    num_epochs=3 num_iterations_per_epoch=12 num_val_iterations_per_epoch=1
+step "Training: 3 epochs of 12 iterations"
 run nnUNetv2_train 900 demo 0 -tr nnUNetTrainerAutoSAM2 -device cpu
 step "Prediction of the held-out case"
 run nnUNetv2_predict -d 900 -c demo -tr nnUNetTrainerAutoSAM2 -f 0 -device cpu -npp 0 -nps 0 \
@@ -49,6 +49,6 @@ dice = (f"{name} {scores['Dice']:.3f}" for name, scores in zip(REGIONS, regions.
 print("      Dice of the held-out case:", ", ".join(dice))
 PYTHON
 step "Pictures of what happens inside"
-run autosam2 show "$nnUNet_raw/Dataset901_HeldOut/imagesTr/phantom_007" -m "$model" -f 0 --slices 4 \
+run autosam2 show "$nnUNet_raw/Dataset901_HeldOut/imagesTr/phantom_006" -m "$model" -f 0 --slices 4 \
     -o "$output/pictures"
 step "Done: $output/pictures. SAM2 was untrained here, so they show that everything works, not how well."
