@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.optim import SGD
 
-from experiments.experiment import table
+from experiments.report import table
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint
 from nnunet_autosam2.trainers.early_stopping import defined_ema
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR

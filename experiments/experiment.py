@@ -25,43 +25,40 @@ import sys
 import threading
 import time
 import zipfile
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import click
 import numpy as np
 
-from experiments.arms import ARMS, REFERENCES, Arm
+from experiments.arms import ARMS
 from experiments.estimate import MEASURED, basis, training_hours
-from nnunet_autosam2.benchmark.comparison import interval, paired_differences
-from nnunet_autosam2.benchmark.results import MEAN, score_of
-from nnunet_autosam2.dataset_conversion.regions import REGIONS
-from nnunet_autosam2.evaluation.brats_metrics import Scores
-from nnunet_autosam2.evaluation.empty_regions import RULE
-from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, training_log
+from experiments.report import report
+from experiments.runs import (
+    BATCH_SIZE,
+    CONFIGURATION,
+    DATASET,
+    NAME,
+    PATH,
+    PLANS,
+    Run,
+    batches_folder,
+    configuration,
+    epochs_of,
+    left_out_cases,
+    model_folder,
+    prediction_folder,
+    read_settings,
+    results_folder,
+    stamp_file,
+    start_of,
+    training_cases_of,
+)
 
-DATASET, NAME = "40", "Dataset040_Experiment"
-PLANS, CONFIGURATION = "nnUNetPlansExperiment", "small"
-PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 ROOT = Path(__file__).resolve().parent.parent
 TRAINERS = ROOT / "experiments" / "trainers"
-BATCH_SIZE = 2
-METRICS = {"Dice": ".3f", "IoU": ".3f", "HD95": ".1f"}
-
-
-ADDED_LATER = {
-    "training_cases": [None],
-    "initial_lr": 1e-3,
-    "val_iterations": 4,
-    "full_prediction": False,
-    "stored_batches": False,
-    "sam2_sha256": None,
-}
-"""Settings of a folder that was started before there were these"""
 
 
 class TrainingCases(click.ParamType):
@@ -74,28 +71,6 @@ class TrainingCases(click.ParamType):
         if not all(word == "all" or (word.isdecimal() and int(word)) for word in words) or len({*words}) < len(words):
             self.fail(f"{value} is not possible: give different numbers or all, separated by commas.", param, ctx)
         return [None if word == "all" else int(word) for word in words]
-
-
-class Run(NamedTuple):
-    """One training and the prediction of the cases that it has not seen."""
-
-    arm: str
-    fold: int
-    """nnU-Net's: each part of the cases is left out once for each number of training cases"""
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.arm}_fold_{self.fold}_seed_{self.seed}"
-
-
-class Result(NamedTuple):
-    run: Run
-    case: str
-    """Left out of the training"""
-    scores: dict[str, dict[str, float | None]]
-    """`[region][metric]`; None where it is not defined"""
-    training_seconds: float
-    prediction_seconds: float
 
 
 @click.command()
@@ -416,10 +391,6 @@ class Experiment:
         return time.monotonic() - start
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    return {**ADDED_LATER, **json.loads(path.read_text())}
-
-
 def make_splits(
     cases: list[str], num_folds: int | None, training_cases: Sequence[int | None]
 ) -> list[dict[str, list[str]]]:
@@ -443,49 +414,6 @@ def make_splits(
             raise click.ClickException(f"--training-cases {most} is too many: there are {len(others)} beside a part.")
         splits += [{"train": sorted(others[:count]), "val": sorted(part)} for count in training_cases]
     return splits
-
-
-def start_of(run: Run) -> Run | None:
-    """The run whose weights it starts from."""
-    start = ARMS[run.arm].starts_from
-    return run._replace(arm=start) if start else None
-
-
-def epochs_of(arm: Arm, settings: dict[str, Any]) -> int:
-    if arm.starts_from is None:
-        return settings["epochs"]
-    return settings["in_time_epochs" if arm.in_time else "upgrade_epochs"]
-
-
-def configuration(arm: str) -> str:
-    return arm if ARMS[arm].parameters or ARMS[arm].starts_from else CONFIGURATION
-
-
-def results_folder(output: Path, seed: int) -> Path:
-    """nnU-Net keeps one training of a trainer, configuration and fold."""
-    return output / f"results_seed_{seed}"
-
-
-def model_folder(output: Path, run: Run) -> Path:
-    return results_folder(output, run.seed) / NAME / f"{ARMS[run.arm].trainer}__{PLANS}__{configuration(run.arm)}"
-
-
-def batches_folder(output: Path, fold: int, seed: int) -> Path:
-    return output / "batches" / f"fold_{fold}_seed_{seed}"
-
-
-def prediction_folder(output: Path, run: Run) -> Path:
-    return output / "predicted" / f"{run.arm}_seed_{run.seed}"
-
-
-def stamp_file(output: Path, name: str) -> Path:
-    return output / "done" / name
-
-
-def left_out_cases(output: Path) -> list[list[str]]:
-    """Cases that each fold leaves out."""
-    splits = json.loads((output / "preprocessed" / NAME / "splits_final.json").read_text())
-    return [split["val"] for split in splits]
 
 
 def resuming(fold: Path) -> list[str]:
@@ -519,197 +447,6 @@ def tell_time(settings: dict[str, Any], runs: list[Run], cases: int) -> None:
         total += hours
         click.echo(f"{hours:7.1f} h  {run}: {arm.title}, {count} cases, {epochs_of(arm, settings)} epochs")
     click.echo(f"{total:7.1f} h  in all. {basis(settings['device'])}")
-
-
-def report(output: Path) -> None:
-    path = output / "settings.json"
-    if not path.exists():
-        raise click.ClickException(f"{output} has no settings.json: nothing has been trained there.")
-    settings = read_settings(path)
-    cases, seeds = left_out_cases(output), len(list(output.glob("results_seed_*")))
-    possible = itertools.starmap(Run, itertools.product(ARMS, range(len(cases)), range(seeds)))
-    runs = [run for run in possible if stamp_file(output, f"predict_{run}").exists()]
-    predicted = {f"{run}_{case}": (run, case) for run in runs for case in cases[run.fold]}
-    scores = evaluate(output, predicted)
-    results = [read_result(output, *predicted[name], scores["cases"][name]) for name in predicted]
-    (output / "report.json").write_text(
-        json.dumps({"settings": settings, "runs": list(map(as_json, results))}, indent=4)
-    )
-    metrics = f"Scores by brats-evaluation {scores['brats-evaluation']}, HD95 in mm. {scores['rules'][0]}"
-    for line in markdown(settings, metrics, results):
-        click.echo(line)
-
-
-def evaluate(output: Path, predicted: dict[str, tuple[Run, str]]) -> dict[str, Any]:
-    """Content of scores.json of `autosam2 evaluate`, by name for each run and case that it has predicted."""
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        predictions, truths = folder / "predictions", folder / "truths"
-        predictions.mkdir()
-        truths.mkdir()
-        for name, (run, case) in predicted.items():
-            (predictions / f"{name}.nii.gz").symlink_to(prediction_folder(output, run) / f"{case}.nii.gz")
-            (truths / f"{name}.nii.gz").symlink_to(output / "raw" / NAME / "labelsTr" / f"{case}.nii.gz")
-        command = ["autosam2", "evaluate", predictions, truths, "-o", folder / "scores", "--labels", "nnunet"]
-        if subprocess.run(
-            list(map(str, command)), env={**os.environ, "PATH": PATH}, stdout=subprocess.DEVNULL
-        ).returncode:
-            raise click.ClickException("The predictions could not be scored.")
-        return json.loads((folder / "scores" / "scores.json").read_text())
-
-
-def read_result(output: Path, run: Run, case: str, scores: dict[str, dict[str, float | None]]) -> Result:
-    checkpoint = model_folder(output, run) / f"fold_{run.fold}" / "checkpoint_final.pth"
-    trained = training_log(read_nnunet_checkpoint(checkpoint), checkpoint).seconds
-    seconds = float(stamp_file(output, f"predict_{run}").read_text())
-    return Result(run, case, scores, trained, seconds)
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    return {
-        **result.run._asdict(),
-        "case": result.case,
-        **{metric: {region: result.scores[region][metric] for region in REGIONS} for metric in METRICS},
-        "training_seconds": result.training_seconds,
-        "prediction_seconds": result.prediction_seconds,
-    }
-
-
-def training_cases_of(settings: dict[str, Any], fold: int) -> int | None:
-    """Number of training cases that was asked for; None: all of them."""
-    numbers = settings["training_cases"]
-    return numbers[fold % len(numbers)]
-
-
-def markdown(settings: dict[str, Any], metrics: str, results: list[Result]) -> Iterator[str]:
-    patch, spacing = ("×".join(format(side, "g") for side in settings[key]) for key in ("patch_size", "spacing"))
-    yield weights_used(settings, {result.run.arm for result in results})
-    yield (
-        f"Patches of {patch} voxels of {spacing} mm, {BATCH_SIZE} a batch, {settings['epochs']} epochs of "
-        f"{settings['iterations']} iterations ({settings['upgrade_epochs']} more on nnU-Net), "
-        f"`sam2_image_size={settings['sam2_image_size']}`, device {settings['device']}. "
-        "Mean ± standard deviation over left-out cases and seeds."
-    )
-    yield metrics
-    yield (
-        "Differences are paired, case by case (the mean of several seeds is one), with 95 % intervals of their mean by "
-        f"Student's t. {RULE}"
-    )
-    for number in settings["training_cases"]:
-        there = [result for result in results if training_cases_of(settings, result.run.fold) == number]
-        if len(settings["training_cases"]) > 1 and there:
-            yield from ("", f"## {number or 'All'} training cases")
-        by_arm = {name: chosen for name in ARMS if (chosen := [each for each in there if each.run.arm == name])}
-        yield from scores_and_differences(by_arm)
-        yield from ("", "### Time", "")
-        yield "Minutes for the epochs of a training; seconds for the command of a prediction, with its start."
-        times = (
-            [
-                ARMS[name].title,
-                spread([result.training_seconds / 60 for result in of_arm], ".1f"),
-                spread([result.prediction_seconds for result in of_arm], ".0f"),
-            ]
-            for name, of_arm in by_arm.items()
-        )
-        yield from ("", *table(["arm", "training (min)", "prediction (s)"], times))
-    yield from ("", f"## Each run: {' / '.join(METRICS)}", "")
-    each = (
-        [
-            ARMS[result.run.arm].title,
-            str(training_cases_of(settings, result.run.fold) or "all"),
-            result.case,
-            str(result.run.seed),
-            *(
-                " / ".join(spread([result.scores[region][metric]], form) for metric, form in METRICS.items())
-                for region in REGIONS
-            ),
-        ]
-        for result in results
-    )
-    yield from table(["arm", "training cases", "left-out case", "seed", *REGIONS], each)
-
-
-def weights_used(settings: dict[str, Any], arms: set[str]) -> str:
-    checkpoint, checksum = settings["sam2_checkpoint"], settings["sam2_sha256"]
-    if checkpoint == "random":
-        return "SAM2's weights are random."
-    known = f"{Path(checkpoint).name} (SHA-256 {checksum})" if checksum else checkpoint
-    untrained = " or ".join(
-        ARMS[arm].title for arm in ARMS if "sam2_checkpoint=random" in ARMS[arm].parameters and arm in arms
-    )
-    return f"SAM2's weights: {known}" + (f"; random ones in the arm “{untrained}”." if untrained else ".")
-
-
-def scores_and_differences(by_arm: dict[str, list[Result]]) -> Iterator[str]:
-    for metric, form in METRICS.items():
-        yield from ("", f"### {metric}", "")
-        rows = (
-            [
-                ARMS[name].title,
-                str(len(of_arm)),
-                *(
-                    spread([score_of(each.scores, region, metric) for each in of_arm], form)
-                    for region in (*REGIONS, MEAN)
-                ),
-            ]
-            for name, of_arm in by_arm.items()
-        )
-        yield from table(["arm", "cases", *REGIONS, MEAN], rows)
-        for reference in REFERENCES:
-            compared = [name for name in by_arm if reference in by_arm and comparable(name, reference)]
-            if compared:
-                header = [f"{metric}, less {ARMS[reference].title}", "cases", *REGIONS, MEAN]
-                yield from (
-                    "",
-                    *table(header, (differences(by_arm, name, reference, metric, form) for name in compared)),
-                )
-
-
-def comparable(arm: str, reference: str) -> bool:
-    """Whether they are compared: with as many iterations or with nnU-Net, and two references once."""
-    same = (ARMS[arm].starts_from is None) == (ARMS[reference].starts_from is None)
-    earlier = REFERENCES[: REFERENCES.index(reference) + 1]
-    return arm not in earlier and (same or reference == "nnunet")
-
-
-def differences(by_arm: dict[str, list[Result]], arm: str, reference: str, metric: str, form: str) -> list[str]:
-    """Row of the arm's paired differences in each region and in their mean."""
-    scores: dict[str, dict[int, Scores]] = {arm: defaultdict(dict), reference: defaultdict(dict)}
-    for name, of_seed in scores.items():
-        for each in by_arm[name]:
-            of_seed[each.run.seed][each.case] = each.scores
-    common = scores[arm].keys() & scores[reference].keys()
-    cases = set().union(*(scores[arm][seed].keys() & scores[reference][seed].keys() for seed in common))
-    cells = []
-    for region in (*REGIONS, MEAN):
-        of_case = defaultdict(list)
-        for seed in common:
-            for case, value in paired_differences(scores[arm][seed], scores[reference][seed], region, metric).items():
-                of_case[case].append(value)
-        cells.append(with_interval([float(np.mean(values)) for values in of_case.values()], form))
-    return [ARMS[arm].title, str(len(cases)), *cells]
-
-
-def with_interval(differences: list[float], form: str) -> str:
-    """Mean and its interval: `+0.042 (+0.019 to +0.065)`."""
-    if not differences:
-        return "none"
-    low, high = interval(np.array(differences), least=2)
-    bounds = "" if low is None else f" ({low:+{form}} to {high:+{form}})"
-    return f"{np.mean(differences):+{form}}{bounds}"
-
-
-def spread(values: Iterable[float | None], form: str) -> str:
-    """Mean ± standard deviation of those that are defined."""
-    there = np.array([value for value in values if value is not None])
-    if not there.size:
-        return "none"
-    return format(there.mean(), form) + (f" ± {there.std(ddof=1):{form}}" if there.size > 1 else "")
-
-
-def table(header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    for cells in (header, ["---"] * len(header), *rows):
-        yield f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

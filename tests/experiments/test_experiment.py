@@ -12,22 +12,9 @@ from click.testing import CliRunner
 from scipy import stats
 
 from experiments.arms import ARMS
-from experiments.experiment import (
-    ADDED_LATER,
-    METRICS,
-    NAME,
-    Experiment,
-    Result,
-    Run,
-    TrainingCases,
-    evaluate,
-    main,
-    make_splits,
-    markdown,
-    model_folder,
-    prediction_folder,
-    read_settings,
-)
+from experiments.experiment import Experiment, TrainingCases, main, make_splits
+from experiments.report import METRICS, Result, evaluate, markdown
+from experiments.runs import ADDED_LATER, NAME, Run, model_folder, prediction_folder, read_settings
 from nnunet_autosam2.dataset_conversion.regions import REGIONS
 
 
