@@ -10,7 +10,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from experiments.stored_batches import PARTS, StoredBatches
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.masks import ImageEmbeddings
 from nnunet_autosam2.architectures.training_window import TrainingWindow
@@ -20,6 +19,8 @@ from nnunet_autosam2.trainers import (
     nnUNetTrainerAutoSAM2_OnBaseline,
     nnUNetTrainerAutoSAM2_UNetOnly,
 )
+
+STORED = "EXPERIMENT_BATCHES"
 
 
 class Reproducible(nnUNetTrainer):
@@ -36,18 +37,19 @@ class Reproducible(nnUNetTrainer):
 
     def on_train_epoch_start(self) -> None:
         self._seed(1 + self.current_epoch)
-        if isinstance(self.dataloader_train, StoredBatches):
+        if STORED in os.environ:
             done = self.current_epoch * self.num_iterations_per_epoch
             self.dataloader_train.next_batch = int(os.environ["EXPERIMENT_FIRST_BATCH"]) + done
             self.dataloader_val.next_batch = 0
         super().on_train_epoch_start()
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        stored = os.environ.get("EXPERIMENT_BATCHES")
-        if stored is None:
+        if STORED not in os.environ:
             return super().get_dataloaders()
+        from experiments.stored_batches import PARTS, StoredBatches  # the experiment has put them on the path
+
         scales = self._get_deep_supervision_scales()
-        train, val = (StoredBatches(Path(stored) / part, scales) for part in PARTS)
+        train, val = (StoredBatches(Path(os.environ[STORED]) / part, scales) for part in PARTS)
         return train, val
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
