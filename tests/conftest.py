@@ -2,6 +2,7 @@ import copy
 import ctypes
 import gc
 import json
+import os
 import shutil
 import signal
 import sys
@@ -34,6 +35,16 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def environment_stays_as_it_was() -> Iterator[None]:
+    """Libraries write into it as they are used, as torch.compile does, and commands are forked where nothing differs."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(autouse=True, scope="module")

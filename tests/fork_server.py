@@ -79,7 +79,10 @@ def run(
     folder = folder or Path.cwd()
     server = server or (None if afresh else shared())
     if server is None or not server.serves(words[0], variables):
-        return subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, timeout=timeout)
+        interpreter = [sys.executable] if words[0].endswith(".py") else []
+        return subprocess.run(
+            [*interpreter, *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=timeout
+        )
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         code = server.run(words, folder, variables, output, errors, timeout)
         for file in (output, errors):
