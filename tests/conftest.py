@@ -39,7 +39,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def environment_stays_as_it_was() -> Iterator[None]:
-    """Libraries write into it as they are used, as torch.compile does, and commands are forked where nothing differs."""
+    """Libraries write into it as they are used, and commands are forked only where nothing differs."""
     before = dict(os.environ)
     yield
     if os.environ != before:
