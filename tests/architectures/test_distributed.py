@@ -4,8 +4,9 @@ The test is one of the two processes; this file, run as a script, is the other.
 """
 
 import copy
+import os
+import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss, sample_weight_of
-from tests.fork_server import run
 
 MODES = {
     "hybrid": {},
@@ -153,24 +153,23 @@ JOINT = [
 
 @pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 def test_two_processes_stay_identical_and_compute_what_one_does(tmp_path):
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(run, __file__, tmp_path, timeout=900)
-        join(0, tmp_path)
-        try:
-            for mode in MODES:
-                network = train(0, mode)
-                assert torch.equal(*gather(network)), mode
-            for mode, batch_dice, size in JOINT:
-                loss, gradient = first_step(0, mode, batch_dice, size)
-                network = with_windows(make(0, mode), starts(size, mode))
-                joint = loss_of(network, *batch(0, size), ddp=False, batch_dice=batch_dice)
-                joint.backward()
-                torch.testing.assert_close(loss, joint.detach(), rtol=0, atol=1e-5)
-                torch.testing.assert_close(gradient, gradients(network), rtol=1e-3, atol=1e-5)
-        finally:
-            torch.distributed.destroy_process_group()
-        done = other.result()
-    assert done.returncode == 0, done.stderr
+    other = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    join(0, tmp_path)
+    try:
+        for mode in MODES:
+            network = train(0, mode)
+            assert torch.equal(*gather(network)), mode
+        for mode, batch_dice, size in JOINT:
+            loss, gradient = first_step(0, mode, batch_dice, size)
+            network = with_windows(make(0, mode), starts(size, mode))
+            joint = loss_of(network, *batch(0, size), ddp=False, batch_dice=batch_dice)
+            joint.backward()
+            torch.testing.assert_close(loss, joint.detach(), rtol=0, atol=1e-5)
+            torch.testing.assert_close(gradient, gradients(network), rtol=1e-3, atol=1e-5)
+    finally:
+        torch.distributed.destroy_process_group()
+        code = other.wait(timeout=120)
+    assert code == 0
 
 
 if __name__ == "__main__":
