@@ -292,10 +292,9 @@ class Experiment:
 
     def train_all(self, runs: Sequence[Run], jobs: int) -> None:
         """So many side by side, first those that others start from. The first error ends all."""
-        starts = {run: start_of(run) for run in runs}
         with ThreadPoolExecutor(jobs) as pool, ThreadPoolExecutor(1) as beside:
             done: dict[Run, Future] = {}
-            for run in dict.fromkeys([*filter(None, starts.values()), *runs]):
+            for run in dict.fromkeys([*filter(None, map(start_of, runs)), *runs]):
                 start = start_of(run)
                 done[run] = pool.submit(self.train_and_predict, run, done[start] if start else None)
             places = dict.fromkeys((run.fold, run.seed) for run in runs if self.settings["stored_batches"])
@@ -438,8 +437,7 @@ def tell_time(settings: dict[str, Any], runs: list[Run], cases: int) -> None:
     left_out = round(cases / settings["num_folds"]) if settings["num_folds"] else 1
     needed: dict[Run, None] = {}
     for run in runs:
-        start = ARMS[run.arm].starts_from
-        needed |= dict.fromkeys([run._replace(arm=start), run] if start else [run])
+        needed |= dict.fromkeys(filter(None, [start_of(run), run]))
     total = 0.0
     for run in needed:
         arm, count = ARMS[run.arm], training_cases_of(settings, run.fold) or cases - left_out
