@@ -1,13 +1,13 @@
 """The trainers of experiments/experiment.py, which nnU-Net finds with nnUNet_extTrainer=experiments/trainers."""
 
 import os
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
@@ -105,16 +105,9 @@ class nnUNetTrainerAutoSAM2_OnBaseline_Short_Noise(nnUNetTrainerAutoSAM2_OnBasel
     """In the place of SAM2's image embeddings noise, with the mean and the spread that each channel has on a slice."""
 
     @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> AutoSAM2:
-        network = nnUNetTrainerAutoSAM2_OnBaseline_Short.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
+    @wraps(nnUNetTrainerAutoSAM2_OnBaseline_Short.build_network_architecture)  # nnU-Net reads its signature
+    def build_network_architecture(*args: Any, **kwargs: Any) -> AutoSAM2:
+        network = nnUNetTrainerAutoSAM2_OnBaseline_Short.build_network_architecture(*args, **kwargs)
         branch: Any = network.sam2_branch
         encode = branch.encode
         branch.encode = lambda slices: ImageEmbeddings(*map(noise_like, encode(slices)))

@@ -6,6 +6,7 @@ The learning rate of AdamW is that of the configuration's part for AutoSAM2, as 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import wraps
 from typing import Any
 
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
@@ -125,16 +126,9 @@ class nnUNetTrainerShort_OriginalUNet_InstanceNorm(WithOriginalUNet):
     """Group norms with a group a channel."""
 
     @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        network = WithOriginalUNet.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
+    @wraps(WithOriginalUNet.build_network_architecture)  # nnU-Net reads its signature
+    def build_network_architecture(*args: Any, **kwargs: Any) -> nn.Module:
+        network = WithOriginalUNet.build_network_architecture(*args, **kwargs)
         for module in network.modules():
             if isinstance(module, GroupNorm):
                 module.num_groups = module.num_channels
