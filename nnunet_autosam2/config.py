@@ -279,10 +279,11 @@ class AutoSAM2Config(BaseModel, frozen=True):
     @classmethod
     def _error(cls, error: ValidationError, values: Mapping[str, Any]) -> ConfigurationError:
         """One line on the first unknown key, else on the first impossible value."""
-        keys = [
-            str(each["loc"][0]) for each in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
         known = list(cls.model_fields)
+        # pydantic does not name a key that is no Unicode
+        keys = [str(key) for key in values if key not in known]
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        keys += [str(each["loc"][0]) for each in errors if each["loc"]]
         for key in keys:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
