@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
 from nnunet_autosam2.errors import ConfigurationError, require_distinct
 from nnunet_autosam2.show.loading import find_trainer
+from nnunet_autosam2.support.configurations import lineage
 from nnunet_autosam2.support.dataset_json import read_dataset_json
 from nnunet_autosam2.support.plans import find_plans, read_plans, require_configuration
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
@@ -27,6 +28,13 @@ class ComparedModel:
     slice_fraction: float | None
     """Fraction of the slices that SAM2 may be prompted on; 0: none. None: not a trainer of AutoSAM2"""
     starts_from_baseline: bool
+    lineage: tuple[str, ...]
+    """The configuration and those that it inherits from: the baseline may be of any"""
+    title: str | None = None
+    """What tables and figures call it in the place of its name"""
+
+    def titled(self, title: str) -> ComparedModel:
+        return replace(self, title=title)
 
     @property
     def name(self) -> str:
@@ -38,8 +46,8 @@ class ComparedModel:
 
     def needs(self, other: ComparedModel) -> bool:
         """True if its training run cannot start before `other`, on the same fold, has ended."""
-        baseline = (BASELINE, self.plans, self.configuration)
-        return self.starts_from_baseline and (other.trainer, other.plans, other.configuration) == baseline
+        is_baseline = (other.trainer, other.plans) == (BASELINE, self.plans) and other.configuration in self.lineage
+        return self.starts_from_baseline and is_baseline
 
 
 def find_models(dataset: str, names: Sequence[str], plans: str, configuration: str) -> list[ComparedModel]:
@@ -61,9 +69,9 @@ def find_models(dataset: str, names: Sequence[str], plans: str, configuration: s
 
 def titles(models: Sequence[ComparedModel]) -> list[str]:
     """Names as short as tells them apart."""
-    trainers = [model.trainer for model in models]
+    trainers = [model.trainer for model in models if model.title is None]
     short = len(set(trainers)) == len(trainers)
-    return trainers if short else [model.name for model in models]
+    return [model.title or (model.trainer if short else model.name) for model in models]
 
 
 def _find_model(dataset: str, name: str, plans: str, configuration: str) -> ComparedModel:
@@ -81,4 +89,5 @@ def _find_model(dataset: str, name: str, plans: str, configuration: str) -> Comp
         config = trainer_class.resolve_config(content, configuration, dataset_json)
         fraction = config.slice_fraction if config.uses_sam2 else 0.0
         starts_from_baseline = config.backbone_checkpoint == "auto"
-    return ComparedModel(path.parent.name, trainer, plans, configuration, fraction, starts_from_baseline)
+    inherited = tuple(lineage(configuration, content["configurations"]))
+    return ComparedModel(path.parent.name, trainer, plans, configuration, fraction, starts_from_baseline, inherited)

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from nnunet_autosam2.benchmark.ablations import ABLATIONS, ALL, find_ablations
 from nnunet_autosam2.errors import DatasetError, InstallationError, TrainingError, require_distinct
 from nnunet_autosam2.evaluation.challenges import CHALLENGES
 
@@ -37,8 +38,14 @@ class ManyValues(click.Command):
 )
 @click.option("-d", "--dataset", required=True, help="ID or name of a preprocessed dataset.")
 @click.option(
-    "--trainers", multiple=True, required=True, metavar="NAME...",
-    help="The first is what the others are compared with. TRAINER, or TRAINER__PLANS__CONFIGURATION.",
+    "--trainers", multiple=True, metavar="NAME...",
+    help="The first is what the others are compared with. TRAINER, or TRAINER__PLANS__CONFIGURATION. "
+         "Default: nnUNetTrainer, with --ablations.",
+)  # fmt: skip
+@click.option(
+    "--ablations", multiple=True, metavar="NAME...", type=click.Choice([ALL, *ABLATIONS]),
+    help="Upgrades of a trained nnU-Net, each with another part of what SAM2 gives: all, or some of "
+         f"{', '.join(ABLATIONS)}. Each gets a configuration of its own in the plans.",
 )  # fmt: skip
 @click.option("--folds", multiple=True, type=click.IntRange(0), default=(0, 1, 2, 3, 4), metavar="NUMBER...",
               help="Default: 0 1 2 3 4.")  # fmt: skip
@@ -62,6 +69,7 @@ class ManyValues(click.Command):
 def command(
     dataset: str,
     trainers: tuple[str, ...],
+    ablations: tuple[str, ...],
     folds: tuple[int, ...],
     configuration: str,
     plans: str,
@@ -81,6 +89,8 @@ def command(
 
     It can be stopped at any time: started again, it goes on. A fold that fails is reported and does not stop the rest.
     """
+    if not trainers and not ablations:
+        raise click.UsageError("Nothing to compare: name --trainers, or --ablations all.")
     require_distinct(folds, "--folds")
     parameters = _slurm_parameters(slurm)
     # These take seconds to import.
@@ -95,12 +105,14 @@ def command(
     from nnunet_autosam2.report.write import write_report
     from nnunet_autosam2.show.inside import find_device
     from nnunet_autosam2.support.staging import require_writable
+    from nnunet_autosam2.trainers.backbone import BASELINE
 
     if viewer_cases:
         load_niivue()  # from now on it is in the cache
     if not evaluate_only:
         require_executor(executor, parameters)
-    models = find_models(dataset, trainers, plans, configuration)
+    models = find_models(dataset, trainers or (BASELINE,), plans, configuration)
+    models += find_ablations(dataset, ablations, plans, configuration) if ablations else []
     numbering = find_numbering(models)
     if numbering.is_brats:
         require_brats_evaluation()

@@ -14,10 +14,10 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 
 from nnunet_autosam2.architectures.sam2.weights import expanded
-from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config, parse_assignments
+from nnunet_autosam2.config import PLANS_KEY, parse_assignments
 from nnunet_autosam2.errors import ConfigurationError
 from nnunet_autosam2.parameter_table import parameters
-from nnunet_autosam2.support.dataset_json import read_dataset_json
+from nnunet_autosam2.support.configurations import changed_block
 from nnunet_autosam2.support.plans import find_plans, read_plans, require_configuration
 from nnunet_autosam2.support.staging import replace_file
 
@@ -69,8 +69,6 @@ def command(
     Parameters of AutoSAM2, listed below, are given as KEY=VALUE. The options change what nnU-Net planned: a smaller
     patch and fewer features for a smaller machine.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # with torch, which takes seconds
-
     for option, value in (
         ("--batch-size", batch_size),
         ("--base-features", base_features),
@@ -83,12 +81,7 @@ def command(
     content = read_plans(path)
     inherited = _base_configuration(content, base, path)
     _require_new_name(name, content, path)
-    block = inherited.get(PLANS_KEY, {})
-    config = AutoSAM2Config.from_dict(block).updated(changes)
-    dataset_json = read_dataset_json(path.parent / "dataset.json")
-    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
-    config.require_fits(len(channels), PlansManager(content).get_label_manager(dataset_json).num_segmentation_heads)
-    validated = config.to_dict()
+    block = changed_block(inherited, changes, content, path)
 
     added: dict[str, Any] = {"inherits_from": base}
     if batch_size is not None:
@@ -98,8 +91,7 @@ def command(
     if patch_size or base_features or max_features:
         added["architecture"] = refit_architecture(inherited, patch_size, base_features, max_features)
     if changes:
-        # nnU-Net's inheritance replaces whole entries, so the block repeats what the base's block says.
-        added[PLANS_KEY] = {key: validated[key] for key in {**block, **changes}}
+        added[PLANS_KEY] = block
 
     content["configurations"][name] = added
     replace_file(path, json.dumps(content, indent=4))

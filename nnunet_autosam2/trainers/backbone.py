@@ -10,6 +10,7 @@ from torch import nn
 
 from nnunet_autosam2.errors import AutoSAM2Error, WeightsError
 from nnunet_autosam2.support.checkpoint import init_args, load_network, read_nnunet_checkpoint
+from nnunet_autosam2.support.configurations import lineage
 from nnunet_autosam2.support.plans import require_configuration
 
 BASELINE = "nnUNetTrainer"
@@ -31,12 +32,10 @@ def find_baseline(output_folder: Path, configurations: Mapping[str, Any]) -> Pat
     """
     _, plans, configuration = output_folder.parent.name.split("__")
     dataset, fold = output_folder.parents[1], output_folder.name
-    candidate: str | None = configuration
-    while candidate:
+    for candidate in lineage(configuration, configurations):
         checkpoint = dataset / f"{BASELINE}__{plans}__{candidate}" / fold / "checkpoint_final.pth"
         if checkpoint.is_file():
             return checkpoint
-        candidate = configurations[candidate].get("inherits_from")
     raise WeightsError(
         f"backbone_checkpoint = auto: there is no {dataset / f'{BASELINE}__{plans}__{configuration}' / fold} with a "
         f"checkpoint_final.pth, nor one of a configuration that {configuration} inherits from. Train it first: "

@@ -71,6 +71,18 @@ def test_a_hybrid_on_a_baseline_waits_for_the_same_plans_and_configuration_of_it
     assert not alone.needs(same)
 
 
+def test_it_waits_for_that_of_a_configuration_it_inherits_from_too(planned: Path, plans: dict):
+    plans["configurations"]["mine"] = {"inherits_from": "tiny"}
+    (planned / "nnUNetPlans.json").write_text(json.dumps(plans))
+    on_baseline, inherited, mine = find(
+        "nnUNetTrainerAutoSAM2_OnBaseline__nnUNetPlans__mine", BASELINE, f"{BASELINE}__nnUNetPlans__mine"
+    )
+    assert on_baseline.needs(inherited)
+    assert on_baseline.needs(mine)
+    (on_tiny,) = find("nnUNetTrainerAutoSAM2_OnBaseline")
+    assert not on_tiny.needs(mine)
+
+
 def test_titles_are_as_short_as_tells_them_apart():
     assert titles(find("nnUNetTrainer", "nnUNetTrainerAutoSAM2")) == ["nnUNetTrainer", "nnUNetTrainerAutoSAM2"]
     names = ["nnUNetTrainer__nnUNetPlans__tiny", "nnUNetTrainer__otherPlans__tiny"]

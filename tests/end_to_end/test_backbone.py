@@ -201,3 +201,17 @@ class TestRefused:
             error = self.refused(planned, name)
             assert f"{name}.pth" in error
             assert "Expected a checkpoint that nnU-Net has written." in error
+
+
+@pytest.mark.slow
+def test_ablations_of_an_upgrade(with_short, baseline, tmp_path: Path) -> None:
+    baseline("PlainConvUNet")
+    options = ("--folds", "0", "--device", "cpu", "--timed-cases", "1", "--viewer-cases", "0", "-o", tmp_path)
+    with_short.run("autosam2", "benchmark", "-d", "900", "-c", "small", "--ablations", "alone", "features", *options)
+    record = json.loads((tmp_path / "benchmark.json").read_text())
+    titles = ["nnUNetTrainer", "nnU-Net, trained on without SAM2", "SAM2's features"]
+    assert [model["title"] for model in record["models"]] == titles
+    for model in record["models"]:
+        (fold,) = model["folds"]
+        assert fold["error"] is None
+        assert fold["cases"]

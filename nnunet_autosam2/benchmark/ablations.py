@@ -1,0 +1,82 @@
+"""What each part of the upgrade of a trained nnU-Net is worth, on a user's own data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nnunet_autosam2.config import PLANS_KEY
+from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.support.configurations import changed_block
+from nnunet_autosam2.support.plans import find_plans, read_plans, require_configuration
+from nnunet_autosam2.support.staging import replace_file
+
+if TYPE_CHECKING:
+    from nnunet_autosam2.benchmark.models import ComparedModel
+
+ALL = "all"
+TRAINER = "nnUNetTrainerAutoSAM2_OnBaseline"
+
+
+class Ablation(NamedTuple):
+    title: str
+    parameters: Mapping[str, Any]
+
+
+ABLATIONS = {
+    "alone": Ablation("nnU-Net, trained on without SAM2", {"enable_sam2": False, "freeze_backbone": False}),
+    "masks": Ablation("SAM2's masks", {"feature_fusion": False, "fusion": "gated"}),
+    "untrained": Ablation("SAM2's masks, its weights random", {"sam2_checkpoint": "random"}),
+    "all-slices": Ablation("SAM2's masks, of all slices", {"slice_fraction": 1.0}),
+    "features": Ablation("SAM2's features", {"feature_fusion": True, "fusion": "off"}),
+    "masks-features": Ablation("SAM2's masks and features", {"feature_fusion": True}),
+    "gate": Ablation("SAM2's masks, a gate that sees", {"fusion": "convolutional"}),
+    "prompts": Ablation("SAM2's masks, prompts by part", {"boxes_per_region": 4, "prompt_threshold": 0.3}),
+    "axes": Ablation("SAM2's masks, along three axes", {"slice_axes": 3}),
+}
+"""All of them upgrade the nnU-Net that has been trained on the same fold, for the same number of epochs."""
+
+
+def find_ablations(dataset: str, names: Sequence[str], plans: str, configuration: str) -> list[ComparedModel]:
+    """The models of ablations, for each of which the plans get a configuration that inherits from `configuration`.
+
+    Args:
+        names: of ABLATIONS, or ALL for those that these plans allow.
+
+    Raises:
+        ConfigurationError: the plans have a configuration of such a name with something else in it, or a parameter is
+            not possible there.
+        DatasetError: as of `find_models`.
+    """
+    from nnunet_autosam2.benchmark.models import find_models  # with torch, which takes seconds
+
+    path = find_plans(dataset, plans)
+    content = read_plans(path)
+    inherited = require_configuration(configuration, content, path)
+    titles, added = {}, False
+    chosen = [name for name in ABLATIONS if name in names or (ALL in names and _is_possible(name, inherited))]
+    for name in chosen:
+        title, parameters = ABLATIONS[name]
+        own = f"{configuration}_{name}"
+        wanted = {"inherits_from": configuration, PLANS_KEY: changed_block(inherited, parameters, content, path)}
+        there = content["configurations"].setdefault(own, wanted)
+        if there != wanted:
+            raise ConfigurationError(
+                f"{own} in {path} is not what --ablations {name} needs. Rename it, or leave this ablation out."
+            )
+        added |= there is wanted
+        titles[f"{TRAINER}__{plans}__{own}"] = title
+    if added:
+        replace_file(path, json.dumps(content, indent=4))
+    models = find_models(dataset, list(titles), plans, configuration)
+    return [model.titled(titles[model.name]) for model in models]
+
+
+def _is_possible(name: str, configuration: Mapping[str, Any]) -> bool:
+    """Several axes are where the planned network's strides are the same along all of them."""
+    from nnunet_autosam2.architectures.backbone import level_strides, middle_level
+
+    levels = level_strides(configuration["architecture"]["arch_kwargs"]["strides"])
+    isotropic = all(len(set(stride)) == 1 for stride in levels[: middle_level(levels) + 1])
+    return isotropic or "slice_axes" not in ABLATIONS[name].parameters
