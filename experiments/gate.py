@@ -27,10 +27,9 @@ from tqdm import trange
 
 from nnunet_autosam2 import AutoSAM2, AutoSAM2Config
 from nnunet_autosam2.architectures.backbone import Backbone, UNetOutput
-from nnunet_autosam2.architectures.masks import SampleMasks, SliceEmbeddings, SliceMasks, VolumeMasks
+from nnunet_autosam2.architectures.masks import SliceEmbeddings, SliceMasks
 from nnunet_autosam2.architectures.parts import make_gate
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS, Prompts
-from nnunet_autosam2.architectures.sam2.volume import segment_volume
 from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import Fusion
 from nnunet_autosam2.dataset_conversion.phantom import MODALITIES, PhantomCase, make_case
@@ -108,10 +107,9 @@ class Prediction(NamedTuple):
 class StandIn(AutoSAM2):
     """AutoSAM2 with `masks` in the place of SAM2's, and the UNet of another network.
 
-    Set `truth` [B, 3, D, H, W] and the UNet's output, padded as its input is, before each call.
+    Set the UNet's output before each call. The volume has the truth behind its modalities.
     """
 
-    truth: Tensor
     unet_output: UNetOutput
 
     def __init__(self, masks: Masks, config: AutoSAM2Config, unet: Backbone, closed: bool) -> None:
@@ -121,38 +119,24 @@ class StandIn(AutoSAM2):
             self.fusion = make_gate(config, len(REGIONS), unet, closed)
         assert self.fusion is not None
         unet.gives_finest_features |= self.fusion.sees_features
-        self.sam2_branch = None
-        self.masks = masks
-        self.training_window = TrainingWindow()
-        self.processed = torch.zeros(1, 0, dtype=torch.bool)
+        branch: Any = StandInBranch(masks)
+        self.sam2_branch = branch
 
     def _run_unet(
         self, volume: Tensor, foreground: Tensor | None, size: Sequence[int], known: SliceEmbeddings | None
     ) -> tuple[UNetOutput, None]:
         return self.unet_output, None
 
-    def _segment_with_sam2(
-        self,
-        volume: Tensor,
-        unet: UNetOutput,
-        foreground: Tensor,
-        size: Sequence[int],
-        known: SliceEmbeddings | None,
-    ) -> tuple[SampleMasks, VolumeMasks]:
-        branch: Any = StandInBranch(self.masks, self.training_window).train(self.training)
-        with_truth = torch.cat([volume, self.unet.padded(self.truth)], dim=1)
-        masks, volume_masks = segment_volume(branch, with_truth, unet, foreground, size, self.config, track=False)
-        self.processed = torch.zeros(len(volume), size[0], dtype=torch.bool).scatter(1, masks.slices, masks.prompted)
-        return masks, volume_masks
-
 
 class StandInBranch(nn.Module):
     """Answers like SAM2Branch, with scores at random and `masks` of the truth, the last channels of the slices."""
 
-    def __init__(self, masks: Masks, training_window: TrainingWindow) -> None:
+    deep_supervision = False
+
+    def __init__(self, masks: Masks) -> None:
         super().__init__()
         self.masks = masks
-        self.training_window = training_window
+        self.training_window = TrainingWindow()
 
     def forward(
         self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config, embeddings: None
@@ -280,9 +264,10 @@ def train(
         unet = alone.unet(image)
         total = loss.deep_supervision(unet.logits, [truth[:, :, ::d, ::h, ::w] for d, h, w in alone.output_strides])
         for hybrid in hybrids.values():
-            hybrid.truth, hybrid.unet_output = truth, unet
+            hybrid.unet_output = unet
             if hybrid.config.has_gate:
-                total = total + gate_loss(hybrid(image).fused, unet.logits[0], *loss.segmentation.encode(truth), True)
+                fused = hybrid(torch.cat([image, truth], dim=1)).fused
+                total = total + gate_loss(fused, unet.logits[0], *loss.segmentation.encode(truth), True)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -308,12 +293,14 @@ def predict(
     without: list[Prediction] = []
     predictions: dict[Arm, list[Prediction]] = {arm: [] for arm in hybrids}
     for case in cases:
-        image, depth = case.image[None], case.image.shape[1]
-        without.append(Prediction(alone(image)[0] > 0, torch.zeros(depth, dtype=torch.bool)))
+        image = case.image[None]
+        without.append(Prediction(alone(image)[0] > 0, torch.zeros(image.shape[2], dtype=torch.bool)))
         unet = alone.unet(alone.unet.padded(image))
         for arm, hybrid in hybrids.items():
-            hybrid.truth, hybrid.unet_output = case.truth[None], unet
-            predictions[arm].append(Prediction(hybrid(image)[0] > 0, hybrid.processed[0, :depth]))
+            hybrid.unet_output = unet
+            logits, sam2 = hybrid(torch.cat(case)[None], return_sam2=True)
+            processed = sam2.masks.covered & (sam2.masks.distance == 0)
+            predictions[arm].append(Prediction(logits[0] > 0, processed[0]))
     return without, predictions
 
 

@@ -147,6 +147,10 @@ class AutoSAM2Config(BaseModel, frozen=True):
     sam2_mirroring: bool = False
     """Test-time augmentation by mirroring. False: SAM2 is run in the first pass over a tile and all share its masks.
     True: it is run in each, which gains a little and costs a lot."""
+    slice_axes: Annotated[int, Field(ge=1, le=3)] = 1
+    """Axes along which SAM2's slices are cut, where voxels and patch are isotropic: 1, the first; 2 or 3, another one
+    in each training step, and in test-time augmentation each of them for a part of the mirrored passes, which share
+    its masks."""
     sam2_precision: Precision = "auto"
     """Precision of SAM2. `auto`: bfloat16 where the device has units for it, else float32. In float32 the mask decoder
     computes as nnU-Net does, in float16 on a GPU."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_autosam2.architectures.backbone import CoarseHalf, Size3d, UNetOutput, resize
+from nnunet_autosam2.architectures.backbone import Size3d, UNetOutput
 from nnunet_autosam2.architectures.fusion import fuse
 from nnunet_autosam2.architectures.log_odds import foreground_probabilities
-from nnunet_autosam2.architectures.masks import SAM2Output, SampleMasks, SliceEmbeddings, VolumeMasks, cropped
+from nnunet_autosam2.architectures.masks import SAM2Output, SliceEmbeddings, cropped
 from nnunet_autosam2.architectures.modes import changed_mode
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.parts import make_feature_fusion, make_fusion, make_sam2_branch, make_unet
 from nnunet_autosam2.architectures.sam2.volume import encode_volume, segment_volume
-from nnunet_autosam2.architectures.seg_layers import in_current_layout
+from nnunet_autosam2.architectures.seg_layers import update_layout
+from nnunet_autosam2.architectures.slice_axes import require_axes
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
 
@@ -58,12 +59,15 @@ class AutoSAM2(nn.Module):
         if rgb is not None and max(rgb) >= in_channels:
             raise ConfigurationError(f"rgb_channels = {list(rgb)} is not possible: there are {in_channels} channels.")
         self.unet = make_unet(self.config, num_classes, in_channels, strides, planned)
+        require_axes(self.config, self.unet.strides[: self.unet.middle + 1])
         self.sam2_branch = make_sam2_branch(self.config, num_classes, in_channels, self.unet.middle_channels)
         self.feature_fusion = make_feature_fusion(self.config, self.unet)
         self.fusion = make_fusion(self.config, num_classes, self.unet)
         self.unet.gives_finest_features = self.fusion is not None and self.fusion.sees_features
         self.state_was_loaded = False
-        """True once `load_state_dict` has filled it"""
+        """True once a state dict has filled it, of any version"""
+        self.register_load_state_dict_pre_hook(update_layout)
+        self.register_load_state_dict_post_hook(_note_that_state_was_loaded)
         self.set_deep_supervision(False)
 
     def forward(
@@ -72,6 +76,7 @@ class AutoSAM2(nn.Module):
         foreground: Tensor | None = None,
         sam2: SAM2Output | None = None,
         return_sam2: bool = False,
+        slice_axis: int | None = None,
     ) -> Tensor | AutoSAM2Output | tuple[Tensor, SAM2Output]:
         """[B, C, D, H, W], z-scores → logits [B, num_classes, D, H, W], or AutoSAM2Output under deep supervision.
 
@@ -80,24 +85,26 @@ class AutoSAM2(nn.Module):
                 select slices and prompts by in the place of the UNet's.
             sam2: what SAM2 makes of this volume where it is known, in the place of asking it.
             return_sam2: return logits and what SAM2 has made of the volume, from which `sam2` can be had.
+            slice_axis: 0, 1 or 2 of D, H, W, along which SAM2's slices are cut; None: the first, or in training any of
+                those that the configuration has.
         """
         size, volume = volume.shape[2:], self.unet.padded(volume, allowed=not self.deep_supervision)
         foreground = foreground if foreground is None else self.unet.padded(foreground)
-        masks, known = sam2 or SAM2Output(None, None)
-        unet, known = self._run_unet(volume, foreground, size, known)
+        masks, known, axis = sam2 or SAM2Output(None, None, self._draw_axis() if slice_axis is None else slice_axis)
+        unet, known = self._run_unet(volume, foreground, size, known, axis)
         logits, slices, fused = cropped(unet.logits[0], size), None, None
         if self.config.makes_masks:
             seen = unet if self._trains_jointly else unet.detach()
             if masks is None:
                 opinion = self._foreground(seen.logits[0]) if foreground is None else foreground
-                slices, masks = self._segment_with_sam2(volume, seen, opinion, size, known)
-            logits, fused = fuse(self.fusion, seen, masks, self.config)
+                slices, masks = segment_volume(self.sam2_branch, volume, seen, opinion, size, self.config, axis, known)
+            logits, fused = fuse(self.fusion, seen, masks, self.config, axis)
         if return_sam2:
-            return logits, SAM2Output(masks, known)
-        return AutoSAM2Output(logits, unet.logits, slices, fused) if self.deep_supervision else logits
+            return logits, SAM2Output(masks, known, axis)
+        return AutoSAM2Output(logits, unet.logits, slices, fused, axis) if self.deep_supervision else logits
 
     def _run_unet(
-        self, volume: Tensor, foreground: Tensor | None, size: Sequence[int], known: SliceEmbeddings | None
+        self, volume: Tensor, foreground: Tensor | None, size: Sequence[int], known: SliceEmbeddings | None, axis: int
     ) -> tuple[UNetOutput, SliceEmbeddings | None]:
         """The UNet, and between its halves the embeddings that it gets from SAM2, if it gets any."""
         feature_fusion = self.feature_fusion if self.config.uses_sam2 else None
@@ -106,30 +113,13 @@ class AutoSAM2(nn.Module):
                 return self.unet(volume, self.config.enable_unet_decoder), None
             half = self.unet.coarse_half(volume)
         if known is None:
-            known = self._encode_with_sam2(volume, half, foreground, size)
-        return self.unet.fine_half(half, feature_fusion(known, volume.shape[2:])), known
+            opinion = self._foreground(self.unet.coarse_logits(half)) if foreground is None else foreground
+            known = encode_volume(self.sam2_branch, volume, opinion, size, self.config, axis)
+        return self.unet.fine_half(half, feature_fusion(known, volume.shape[2:], axis)), known
 
-    def _encode_with_sam2(
-        self, volume: Tensor, half: CoarseHalf, foreground: Tensor | None, size: Sequence[int]
-    ) -> SliceEmbeddings:
-        if foreground is None:
-            coarse = self._foreground(self.unet.coarse_logits(half))
-            foreground = resize(coarse, (volume.shape[2], *coarse.shape[3:]))
-        assert self.sam2_branch is not None
-        return encode_volume(self.sam2_branch, volume, foreground, size, self.config)
-
-    def _segment_with_sam2(
-        self,
-        volume: Tensor,
-        unet: UNetOutput,
-        foreground: Tensor,
-        size: Sequence[int],
-        known: SliceEmbeddings | None,
-    ) -> tuple[SampleMasks, VolumeMasks]:
-        # Not while nnU-Net validates during a training, with deep supervision and often.
-        track = self.config.propagation == "memory" and not (self.training or self.deep_supervision)
-        assert self.sam2_branch is not None
-        return segment_volume(self.sam2_branch, volume, unet, foreground, size, self.config, track, known)
+    def _draw_axis(self) -> int:
+        several = self.training and self.sam2_branch is not None and self.config.slice_axes > 1
+        return self.sam2_branch.training_window.draw(self.config.slice_axes) if several else 0
 
     def _foreground(self, logits: Tensor) -> Tensor:
         return foreground_probabilities(logits.detach(), self.config.region_based)
@@ -176,17 +166,6 @@ class AutoSAM2(nn.Module):
         assert self.sam2_branch is not None
         self.sam2_branch.load_weights(self.config)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Loads as any module does; the state of a hybrid fills a network without SAM2 too."""
-        had_weights = self.sam2_has_weights
-        result = super().load_state_dict(in_current_layout(state_dict, self.state_dict()), *args, **kwargs)
-        self.state_was_loaded = True
-        if self.sam2_branch is not None:
-            self.sam2_branch.awaits_weights = False
-            if not had_weights and any(key.startswith("sam2_branch.sam2.") for key in result.missing_keys):
-                self.sam2_branch.sam2.withhold_weights()  # a part of them is none
-        return result
-
     @property
     def output_strides(self) -> list[Size3d]:
         """Strides of the UNet's outputs under deep supervision, finest first."""
@@ -204,8 +183,9 @@ class AutoSAM2(nn.Module):
         """True: `forward` returns an AutoSAM2Output, for the loss. False: the logits alone."""
         self.deep_supervision = enabled
         self.unet.deep_supervision = enabled and self.config.unet_outputs_train
-        if self.fusion is not None:
-            self.fusion.deep_supervision = enabled
+        for part in (self.sam2_branch, self.fusion):
+            if part is not None:
+                part.deep_supervision = enabled
 
     def set_mode(self, **changes: Any) -> None:
         """Changes mode, blends, slice fraction or the number of points after construction.
@@ -215,6 +195,12 @@ class AutoSAM2(nn.Module):
         Raises:
             ConfigurationError: for another key, or for a part that this network was built without.
         """
-        self.config = changed_mode(
+        config = changed_mode(
             self.config, changes, has_sam2=self.sam2_branch is not None, has_decoder=self.unet.full_resolution
         )
+        require_axes(config, self.unet.strides[: self.unet.middle + 1])
+        self.config = config
+
+
+def _note_that_state_was_loaded(network: AutoSAM2, _: object) -> None:
+    network.state_was_loaded = True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_autosam2.architectures.slice_axes import sliced_along
 from nnunet_autosam2.errors import ConfigurationError
 
 MIDDLE_STRIDE = 4
@@ -36,8 +37,15 @@ class UNetOutput(NamedTuple):
 
     def detach(self) -> UNetOutput:
         """The same, for whoever must not train the UNet."""
-        finest = None if self.finest_features is None else self.finest_features.detach()
-        return UNetOutput(tuple(logits.detach() for logits in self.logits), self.middle_features.detach(), finest)
+        return self._map(Tensor.detach)
+
+    def sliced_along(self, axis: int) -> UNetOutput:
+        """The same of the volume as the function of this name returns it."""
+        return self._map(lambda volume: sliced_along(volume, axis))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> UNetOutput:
+        finest = None if self.finest_features is None else change(self.finest_features)
+        return UNetOutput(tuple(map(change, self.logits)), change(self.middle_features), finest)
 
 
 class Backbone(nn.Module):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from nnunet_autosam2.architectures.backbone import Size3d
 from nnunet_autosam2.architectures.masks import SliceEmbeddings
 from nnunet_autosam2.architectures.reconstruction import locate_slices
+from nnunet_autosam2.architectures.slice_axes import size_along, sliced_along
 
 EMBEDDINGS = {1: "fine", 2: "middle", 4: "image"}
 """Scale of ImageEmbeddings by the in-plane stride of the levels from which on it serves: it has their resolution with
@@ -36,15 +37,20 @@ class FeatureFusion(nn.Module):
             SliceResidual(CHANNELS[scale], count) for scale, count in zip(self.scales, channels, strict=True)
         )
 
-    def forward(self, known: SliceEmbeddings, size: Sequence[int]) -> dict[int, Tensor]:
-        """Residual [B, F, d, h, w] of each level of a volume of `size` D, H, W; none if no slice has been encoded."""
+    def forward(self, known: SliceEmbeddings, size: Sequence[int], axis: int = 0) -> dict[int, Tensor]:
+        """Residual [B, F, d, h, w] of each level of a volume of `size` D, H, W; none if no slice has been encoded.
+
+        Args:
+            axis: 0, 1 or 2 of D, H, W, along which the slices have been cut.
+        """
         if known.embeddings is None:
             return {}
+        size = size_along(size, axis)
         positions = locate_slices(known.slices, known.encoded, size[0])
         weights = positions.weights * positions.covered[..., None]
         rows = known.encoded.flatten().nonzero()[:, 0]
         return {
-            level: residual(getattr(known.embeddings, scale), rows, weights, size, stride)
+            level: sliced_along(residual(getattr(known.embeddings, scale), rows, weights, size, stride), axis)
             for level, (residual, scale, stride) in enumerate(zip(self.levels, self.scales, self.strides, strict=True))
         }
 

@@ -14,6 +14,7 @@ from nnunet_autosam2.architectures.backbone import UNetOutput
 from nnunet_autosam2.architectures.log_odds import one_versus_rest
 from nnunet_autosam2.architectures.masks import VolumeMasks, cropped
 from nnunet_autosam2.architectures.seg_layers import HasSegLayers
+from nnunet_autosam2.architectures.slice_axes import sliced_along
 from nnunet_autosam2.config import AutoSAM2Config
 
 CLOSEST_BLEND = 1e-3
@@ -70,6 +71,22 @@ class Fused(NamedTuple):
     """[B, 1, D, 1, 1], False where SAM2's masks do not reach and the weight is of no consequence"""
 
 
+class FusionInputs(NamedTuple):
+    """All that a fusion goes by, in float32 but for the features."""
+
+    unet: Tensor
+    """[B, C, D, H, W], logits"""
+    sam2: Tensor
+    """[B, C, D, H, W], logits where SAM2's masks reach, the UNet's elsewhere"""
+    reliability: Reliability
+    blends: Sequence[float]
+    """The UNet's weight in each of C classes, where a learned gate starts"""
+    region_based: bool
+    """Regions and a sigmoid, or exclusive labels and a softmax"""
+    features: Tensor | None = None
+    """[B, F, D, H, W] of the UNet, for a fusion that sees them"""
+
+
 def with_background(regions: Tensor, region_based: bool) -> Tensor:
     """[B, R, ...] of the regions → [B, C, ...]: exclusive labels get a background of constant logit 0 in front."""
     return regions if region_based else F.pad(regions, (0, 0) * (regions.ndim - 2) + (1, 0))
@@ -82,16 +99,22 @@ def sam2_alone(unet: Tensor, masks: VolumeMasks, region_based: bool) -> Tensor:
 
 
 def fuse(
-    fusion: Fusion | None, unet: UNetOutput, masks: VolumeMasks, config: AutoSAM2Config
+    fusion: Fusion | None, unet: UNetOutput, masks: VolumeMasks, config: AutoSAM2Config, axis: int = 0
 ) -> tuple[Tensor, Fused | None]:
-    """Logits [B, C, D, H, W] of UNet and SAM2, and how they were weighed; SAM2's alone without the UNet's decoder."""
+    """Logits [B, C, D, H, W] of UNet and SAM2, and how they were weighed; SAM2's alone without the UNet's decoder.
+
+    Args:
+        masks: of the volume as `sliced_along` the axis returns it.
+    """
+    unet = unet.sliced_along(axis)
     size, features = masks.logits.shape[2:], unet.finest_features
     logits = cropped(unet.logits[0], size)
     if not config.enable_unet_decoder:
-        return sam2_alone(logits, masks, config.region_based), None
+        return sliced_along(sam2_alone(logits, masks, config.region_based), axis), None
     assert fusion is not None
     features = None if features is None else cropped(features, size)
     fused = fusion(logits, masks, config.blends(logits.shape[1]), config.region_based, features)
+    fused = Fused(*(sliced_along(each, axis) for each in fused))
     return fused.logits, fused
 
 
@@ -112,45 +135,24 @@ class Fusion(nn.Module):
         region_based: bool,
         features: Tensor | None = None,
     ) -> Fused:
-        """
-        Args:
-            unet: logits [B, C, D, H, W].
-            blends: the UNet's weight in each of C classes, where a learned gate starts.
-            region_based: regions and a sigmoid, or exclusive labels and a softmax.
-            features: [B, F, D, H, W] of the UNet, for a fusion that sees them.
-        """
+        """The UNet's logits [B, C, D, H, W] and SAM2's masks, fused; the other arguments as of FusionInputs."""
         with torch.autocast(unet.device.type, enabled=False):
             unet, sam2 = unet.float(), sam2_alone(unet, masks, region_based)
             reliability = Reliability.of(masks, region_based)
-            logits, sam2_weight = self.weigh(unet, sam2, reliability, blends, region_based, features)
+            logits, sam2_weight = self.weigh(FusionInputs(unet, sam2, reliability, blends, region_based, features))
             covered = masks.covered[:, None, :, None, None]
             return Fused(torch.where(covered, logits, unet), sam2, sam2_weight, covered)
 
-    def weigh(
-        self,
-        unet: Tensor,
-        sam2: Tensor,
-        reliability: Reliability,
-        blends: Sequence[float],
-        region_based: bool,
-        features: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Logits [B, C, D, H, W] of UNet and SAM2 → those of both, and SAM2's weight in them, of the same shape."""
+    def weigh(self, inputs: FusionInputs) -> tuple[Tensor, Tensor]:
+        """Logits [B, C, D, H, W] of both, and SAM2's weight in them, of the same shape."""
         raise NotImplementedError
 
 
 class FixedFusion(Fusion):
     """One weight a class, as in the original AutoSAM2."""
 
-    def weigh(
-        self,
-        unet: Tensor,
-        sam2: Tensor,
-        reliability: Reliability,
-        blends: Sequence[float],
-        region_based: bool,
-        features: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def weigh(self, inputs: FusionInputs) -> tuple[Tensor, Tensor]:
+        unet, sam2, _, blends, region_based, _ = inputs
         weight = _per_class(unet, blends)
         return blend(unet, sam2, weight.log(), (1 - weight).log(), region_based), (1 - weight).expand_as(unet)
 
@@ -180,16 +182,8 @@ class GatedFusion(HasSegLayers, Fusion):
         )
         self.closed = closed
 
-    def weigh(
-        self,
-        unet: Tensor,
-        sam2: Tensor,
-        reliability: Reliability,
-        blends: Sequence[float],
-        region_based: bool,
-        features: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        gate = self.gate(unet, sam2, reliability, blends, region_based, features)
+    def weigh(self, inputs: FusionInputs) -> tuple[Tensor, Tensor]:
+        unet, sam2, region_based, gate = inputs.unet, inputs.sam2, inputs.region_based, self.gate(inputs)
         weight, used = torch.sigmoid(-gate), gate.detach() if self.deep_supervision else gate
         logits = blend(unet, sam2, F.logsigmoid(used), F.logsigmoid(-used), region_based)
         if self.closed:
@@ -211,16 +205,9 @@ class GatedFusion(HasSegLayers, Fusion):
     def _open(self) -> Tensor:
         return _Bounded.apply(GATE_LR_MULTIPLIER * self.opening.view(1, -1, 1, 1, 1))
 
-    def gate(
-        self,
-        unet: Tensor,
-        sam2: Tensor,
-        reliability: Reliability,
-        blends: Sequence[float],
-        region_based: bool,
-        features: Tensor | None = None,
-    ) -> Tensor:
+    def gate(self, inputs: FusionInputs) -> Tensor:
         """Logit of the UNet's weight, [B, C, D, H, W], infinite where it is vetoed."""
+        unet, sam2, reliability, blends, region_based, features = inputs
         start = _per_class(unet, blends).clamp(CLOSEST_BLEND, 1 - CLOSEST_BLEND).logit()
         start = start.masked_fill(self.vetoed.view(1, -1, 1, 1, 1), math.inf)
         u, m = (x.detach() if region_based else one_versus_rest(x.detach()) for x in (unet, sam2))

@@ -116,12 +116,15 @@ class SAM2Output(NamedTuple):
     """None where it makes none"""
     embeddings: SliceEmbeddings | None
     """None where they serve for nothing but the masks"""
+    axis: int = 0
+    """0, 1 or 2 of D, H, W, which is the first of these of the slices' volume, whose place D has taken"""
 
     def mirrored(self, axes: Sequence[int]) -> "SAM2Output":
         """That of the volume that is mirrored along `axes` of [B, C, D, H, W]."""
-        masks = None if self.masks is None else self.masks.mirrored(axes)
-        embeddings = None if self.embeddings is None else self.embeddings.mirrored(axes)
-        return SAM2Output(masks, embeddings)
+        own = tuple({2: 2 + self.axis, 2 + self.axis: 2}.get(axis, axis) for axis in axes)
+        masks = None if self.masks is None else self.masks.mirrored(own)
+        embeddings = None if self.embeddings is None else self.embeddings.mirrored(own)
+        return SAM2Output(masks, embeddings, self.axis)
 
 
 def cropped(volume: Tensor, size: Sequence[int]) -> Tensor:

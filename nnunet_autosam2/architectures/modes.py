@@ -19,6 +19,7 @@ CHANGEABLE = (
     "prompt_threshold",
     "mask_prompt",
     "sam2_mirroring",
+    "slice_axes",
     "training_slices",
 )
 

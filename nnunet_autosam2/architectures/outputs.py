@@ -19,3 +19,5 @@ class AutoSAM2Output(NamedTuple):
     """SAM2's own masks; None where SAM2 does not take part"""
     fused: Fused | None = None
     """Each half's logits and how they were weighed; None where one half is missing"""
+    slice_axis: int = 0
+    """0, 1 or 2 of D, H, W, along which the slices of `sam2` were cut"""

@@ -44,3 +44,12 @@ def in_current_layout(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> di
     current = {name.replace(MARK, "."): name for name in ours}
     flags = {name: torch.zeros_like(tensor) for name, tensor in ours.items() if tensor.dtype == torch.bool}
     return {**flags, **{current.get(name, name): value for name, value in state.items()}}
+
+
+def update_layout(network: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Brings a state dict of an earlier version up to date in place: a pre-hook of `load_state_dict`."""
+    beside = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    its = {name.removeprefix(prefix): value for name, value in state.items() if name not in beside}
+    current = in_current_layout(its, network.state_dict())
+    state.clear()
+    state.update(beside | {prefix + name: value for name, value in current.items()})

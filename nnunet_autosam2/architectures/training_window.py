@@ -35,6 +35,10 @@ class TrainingWindow:
         window = start.clamp(0, selected - count) + torch.arange(count)
         return slices.gather(1, window.to(slices.device, non_blocking=True))
 
+    def draw(self, count: int) -> int:
+        """One of `count` numbers, from 0 on."""
+        return int(torch.randint(count, (), generator=self._own_generator()))
+
     def _own_generator(self) -> torch.Generator:
         if self.generator is None:
             rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

@@ -14,6 +14,7 @@ from nnunet_autosam2.architectures.fusion import Fused, with_background
 from nnunet_autosam2.architectures.log_odds import decisions, one_versus_rest
 from nnunet_autosam2.architectures.masks import SampleMasks
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
+from nnunet_autosam2.architectures.slice_axes import sliced_along
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
 
@@ -210,7 +211,7 @@ class AutoSAM2Loss(nn.Module):
         loss = self.segmentation(output.logits, targets[0])
         if self.unet_trains:
             loss = loss + self.unet_loss_weight * self.deep_supervision(output.unet, targets)
-        loss = loss + self.sam2_loss_weight * self.sam2(output.sam2, targets[0])
+        loss = loss + self.sam2_loss_weight * self.sam2(output.sam2, sliced_along(targets[0], output.slice_axis))
         if not self.gated or output.fused is None:
             return loss
         truth, counted = self.segmentation.encode(targets[0])

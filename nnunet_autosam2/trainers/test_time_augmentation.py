@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.masks import SAM2Output
+from nnunet_autosam2.config import AutoSAM2Config
 
 PREDICT_TILE = "_internal_maybe_mirror_and_predict"
 MIRRORINGS = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
@@ -23,24 +24,33 @@ class SAM2OncePerTile:
     """A network for the passes of one tile: what SAM2 makes of the first, mirrored, serves its mirror images.
 
     nnU-Net shows a tile to the network, and then each of its seven mirror images, in which the UNet sees nearly the
-    same. SAM2 would cost as much as in eight tiles.
+    same. SAM2 would cost as much as in eight tiles. Where it may cut its slices along several axes, the passes have
+    them in turns, and SAM2 is run in the first pass of each.
+
+    Args:
+        shares: False: SAM2 is run in every pass.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, slice_axes: int = 1, shares: bool = True) -> None:
         self.network = network
+        self.slice_axes = slice_axes
+        self.shares = shares
         self.tile: Tensor | None = None
-        self.sam2: SAM2Output | None = None
-        self.axes: tuple[int, ...] = ()
 
     def __call__(self, volume: Tensor) -> Tensor:
         """[B, C, D, H, W] → logits."""
-        axes = None if self.tile is None else mirrored_axes(volume, self.tile, self.axes)
-        if axes is None or self.sam2 is None:
-            logits, self.sam2 = self.network(volume, return_sam2=True)
-            self.tile, self.axes = volume, ()
-            return logits
-        self.axes = axes
-        return self.network(volume, sam2=self.sam2.mirrored(axes))
+        mirrored = None if self.tile is None else mirrored_axes(volume, self.tile, self.mirrored)
+        if mirrored is None:
+            self.tile, self.passes, mirrored = volume, 0, ()
+            self.known: dict[int, SAM2Output] = {}
+        self.mirrored, axis = mirrored, self.passes % self.slice_axes
+        self.passes += 1
+        if axis in self.known:
+            return self.network(volume, sam2=self.known[axis].mirrored(mirrored))
+        logits, sam2 = self.network(volume, return_sam2=True, slice_axis=axis)
+        if self.shares:
+            self.known[axis] = sam2.mirrored(mirrored)
+        return logits
 
 
 def mirrored_axes(volume: Tensor, other: Tensor, last: tuple[int, ...] = ()) -> tuple[int, ...] | None:
@@ -74,10 +84,12 @@ def install() -> None:
 
     @functools.wraps(predict_tile)
     def predict(self: Any, tile: Tensor) -> Tensor:
-        network = self.network
-        if not _shares_masks(network):
+        network, config = self.network, _config_in_use(self.network)
+        # Without the UNet's decoder all passes would be one.
+        shares = config is not None and config.enable_unet_decoder and not config.sam2_mirroring
+        if config is None or (config.slice_axes == 1 and not shares):
             return predict_tile(self, tile)
-        self.network = SAM2OncePerTile(network)
+        self.network = SAM2OncePerTile(network, config.slice_axes, shares)
         try:
             return predict_tile(self, tile)
         finally:
@@ -87,12 +99,11 @@ def install() -> None:
     setattr(nnUNetPredictor, PREDICT_TILE, predict)
 
 
-def _shares_masks(network: Any) -> bool:
-    """Without the UNet's decoder all passes would be one."""
+def _config_in_use(network: Any) -> AutoSAM2Config | None:
+    """The configuration of an AutoSAM2 network that predicts with SAM2."""
     while not isinstance(network, AutoSAM2):
         network = getattr(network, "module", getattr(network, "_orig_mod", None))  # distributed; compiled
         if network is None:
-            return False
-    config = network.config
-    in_use = config.uses_sam2 and config.enable_unet_decoder and not config.sam2_mirroring
-    return in_use and not (network.training or network.deep_supervision)
+            return None
+    in_use = network.config.uses_sam2 and not (network.training or network.deep_supervision)
+    return network.config if in_use else None

@@ -3,7 +3,14 @@ import torch
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.convolutional_gate import ConvolutionalGatedFusion
-from nnunet_autosam2.architectures.fusion import GATE_LR_MULTIPLIER, FixedFusion, GatedFusion, Reliability, blend
+from nnunet_autosam2.architectures.fusion import (
+    GATE_LR_MULTIPLIER,
+    FixedFusion,
+    FusionInputs,
+    GatedFusion,
+    Reliability,
+    blend,
+)
 from nnunet_autosam2.architectures.masks import VolumeMasks
 
 C, NUM_FEATURES, SIZE = 3, 2, (4, 5, 6)
@@ -45,6 +52,16 @@ def make_features(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, NUM_FEATURES, *SIZE, generator=torch.Generator().manual_seed(4))
 
 
+def make_inputs(
+    unet: torch.Tensor,
+    sam2: torch.Tensor,
+    blends: list[float],
+    region_based: bool,
+    reliability: Reliability | None = None,
+) -> FusionInputs:
+    return FusionInputs(unet, sam2, reliability or make_reliability(), blends, region_based, make_features())
+
+
 def expected_probability(unet, sam2, blends, region_based):
     weight = torch.tensor(blends, dtype=torch.double).view(1, -1, 1, 1, 1)
     blended = weight * probability(unet.double(), region_based) + (1 - weight) * probability(
@@ -58,7 +75,7 @@ def expected_probability(unet, sam2, blends, region_based):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_fixed_is_the_blend_of_the_probabilities(region_based, blends, dtype):
     unet, sam2 = make_logits(dtype)
-    fused, _ = FixedFusion().weigh(unet, sam2, make_reliability(), blends, region_based)
+    fused, _ = FixedFusion().weigh(make_inputs(unet, sam2, blends, region_based))
     assert fused.dtype == dtype
     torch.testing.assert_close(
         probability(fused.double(), region_based),
@@ -74,7 +91,7 @@ def test_huge_logits_stay_finite_and_so_do_their_gradients(region_based, weight)
     signs = torch.cartesian_prod(*[torch.tensor([-1e4, 0.0, 1e4])] * 4)
     unet, sam2 = signs[:, :2, None, None, None].clone(), signs[:, 2:, None, None, None].clone()
     leaves = [unet.requires_grad_(), sam2.requires_grad_()]
-    fused, _ = FixedFusion().weigh(unet, sam2, make_reliability(), [weight] * 2, region_based)
+    fused, _ = FixedFusion().weigh(FusionInputs(unet, sam2, make_reliability(), [weight] * 2, region_based))
     fused.sum().backward()
     assert fused.isfinite().all()
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
@@ -95,17 +112,17 @@ def test_gradient_is_the_blends(region_based):
 @MODES
 @pytest.mark.parametrize("blends", [[0.5] * C, [0.9, 0.2, 0.4]], ids=str)
 def test_gated_starts_as_the_fixed_blend(kind, region_based, blends):
-    arguments = (*make_logits(), make_reliability(), blends, region_based, make_features())
-    torch.testing.assert_close(make_gate(kind).weigh(*arguments), FixedFusion().weigh(*arguments))
+    arguments = make_inputs(*make_logits(), blends, region_based)
+    torch.testing.assert_close(make_gate(kind).weigh(arguments), FixedFusion().weigh(arguments))
 
 
 @KINDS
 @MODES
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_gated_starts_close_to_a_blend_of_nothing_or_everything(kind, region_based, weight):
-    arguments = (*make_logits(), make_reliability(), [weight] * C, region_based, make_features())
+    arguments = make_inputs(*make_logits(), [weight] * C, region_based)
     gated, fixed = (
-        probability(fusion.weigh(*arguments)[0], region_based) for fusion in (make_gate(kind), FixedFusion())
+        probability(fusion.weigh(arguments)[0], region_based) for fusion in (make_gate(kind), FixedFusion())
     )
     torch.testing.assert_close(gated, fixed, rtol=0, atol=2e-3)
 
@@ -116,7 +133,7 @@ def test_gated_starts_close_to_a_blend_of_nothing_or_everything(kind, region_bas
 def test_gate_can_close_on_either_side(kind, region_based, bias, winner):
     fusion, logits = make_gate(kind), make_logits()
     torch.nn.init.constant_(fusion.bias, bias)
-    fused, _ = fusion.weigh(*logits, make_reliability(), [0.5] * C, region_based, make_features())
+    fused, _ = fusion.weigh(make_inputs(*logits, [0.5] * C, region_based))
     expected = logits[winner] if region_based else logits[winner].log_softmax(1)
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
 
@@ -128,7 +145,7 @@ def test_a_closed_gate_has_finite_gradients(kind, region_based, bias):
     fusion, logits = make_gate(kind), make_logits()
     torch.nn.init.constant_(fusion.bias, bias)
     leaves = [value.requires_grad_() for value in logits]
-    fused, _ = fusion.weigh(*logits, make_reliability(), [0.5] * C, region_based, make_features())
+    fused, _ = fusion.weigh(make_inputs(*logits, [0.5] * C, region_based))
     fused.square().sum().backward()
     assert fused.isfinite().all()
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
@@ -137,12 +154,12 @@ def test_a_closed_gate_has_finite_gradients(kind, region_based, bias):
 @KINDS
 def test_an_opening_neither_subtracts_sam2_nor_exaggerates_it(kind):
     fusion, logits = make_gate(kind, closed=True), make_logits()
-    arguments = (*logits, make_reliability(), [0.5] * C, True, make_features())
+    arguments = make_inputs(*logits, [0.5] * C, True)
     with torch.no_grad():
         fusion.opening.copy_(torch.tensor([-0.5, 0.5, 1.5]) / GATE_LR_MULTIPLIER)
-    unet, (open_wide, _) = logits[0], make_gate(kind).weigh(*arguments)
+    unet, (open_wide, _) = logits[0], make_gate(kind).weigh(arguments)
     expected = torch.stack([unet[:, 0], (unet[:, 1] + open_wide[:, 1]) / 2, open_wide[:, 2]], 1)
-    fused, sam2_weight = fusion.weigh(*arguments)
+    fused, sam2_weight = fusion.weigh(arguments)
     torch.testing.assert_close(fused, expected)
     assert ((sam2_weight >= 0) & (sam2_weight <= 1)).all()
 
@@ -154,7 +171,7 @@ def test_an_opening_at_its_bound_can_come_back_and_go_no_further(kind, opening, 
     fusion, (unet, sam2) = make_gate(kind, closed=True, num_classes=1), torch.full((2, 1, 1, *SIZE), 2.0)
     torch.nn.init.constant_(fusion.opening, opening / GATE_LR_MULTIPLIER)
     reliability = Reliability(*[torch.rand(1, 1, SIZE[0])] * 3)
-    _, weight = fusion.weigh(unet, -sam2, reliability, [0.5], True, make_features(1))
+    _, weight = fusion.weigh(FusionInputs(unet, -sam2, reliability, [0.5], True, make_features(1)))
     (-weight if wanted == "open" else weight).sum().backward()
     assert bool(fusion.opening.grad) == (can == wanted)
 
@@ -164,8 +181,8 @@ def test_gate_is_by_class(kind):
     fusion, (unet, sam2) = make_gate(kind), make_logits()
     with torch.no_grad():
         fusion.bias[0] = 50
-    fused, _ = fusion.weigh(unet, sam2, make_reliability(), [0.5] * C, True, make_features())
-    even, _ = FixedFusion().weigh(unet, sam2, make_reliability(), [0.5] * C, True)
+    fused, _ = fusion.weigh(make_inputs(unet, sam2, [0.5] * C, True))
+    even, _ = FixedFusion().weigh(make_inputs(unet, sam2, [0.5] * C, True))
     torch.testing.assert_close(fused[:, 0], unet[:, 0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fused[:, 1:], even[:, 1:])
 
@@ -175,7 +192,7 @@ def test_gate_is_by_class(kind):
 def test_gate_can_follow_each_kind_of_reliability(kind, field):
     fusion, (unet, sam2), reliability = make_gate(kind), make_logits(), make_reliability()
     torch.nn.init.constant_(fusion.reliability_weight[field], -2.0)
-    gate = fusion.gate(unet, sam2, reliability, [0.5] * C, True, make_features())
+    gate = fusion.gate(make_inputs(unet, sam2, [0.5] * C, True, reliability))
     expected = -2 * GATE_LR_MULTIPLIER * reliability[field][..., None, None].expand_as(gate)
     torch.testing.assert_close(gate, expected)
 
@@ -187,8 +204,8 @@ def test_every_weight_of_the_gate_learns_from_the_first_step(kind, region_based,
     fusion, (unet, sam2), target = make_gate(kind), make_logits(), torch.rand(2, C, *SIZE)
     if kind == "convolutional":  # what is behind a layer of zeros learns from the second step on
         torch.nn.init.constant_(fusion.output_weight, 1e-3)
-    inputs = (scale * unet, scale * sam2, make_reliability(), [0.5] * C, region_based, make_features())
-    _, weight = fusion.weigh(*inputs)
+    inputs = make_inputs(scale * unet, scale * sam2, [0.5] * C, region_based)
+    _, weight = fusion.weigh(inputs)
     F.mse_loss(weight, target).backward()
     assert all((p.grad.isfinite() & (p.grad != 0)).all() for p in fusion.parameters())
 
@@ -198,7 +215,7 @@ def test_every_weight_of_the_gate_learns_from_the_first_step(kind, region_based,
 def test_the_fused_logits_teach_the_gate_nothing(kind, closed):
     fusion, (unet, sam2) = make_gate(kind, closed), make_logits()
     fusion.deep_supervision = True
-    fused, _ = fusion.weigh(unet.requires_grad_(), sam2, make_reliability(), [0.5] * C, True, make_features())
+    fused, _ = fusion.weigh(make_inputs(unet.requires_grad_(), sam2, [0.5] * C, True))
     fused.square().sum().backward()
     assert unet.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in fusion.parameters())
@@ -214,7 +231,7 @@ def test_what_the_gate_looks_at_gets_no_gradient_from_it(kind, region_based):
     inputs = [unet, sam2, *reliability, features]
     for value in inputs:
         value.requires_grad_()
-    gate = fusion.gate(unet, sam2, reliability, [0.5] * C, region_based, features)
+    gate = fusion.gate(FusionInputs(unet, sam2, reliability, [0.5] * C, region_based, features))
     gate.sum().backward()
     assert all(value.grad is None for value in inputs)
 
@@ -224,8 +241,8 @@ def test_in_label_mode_the_gate_does_not_see_a_constant_that_no_softmax_sees(kin
     fusion, (unet, sam2), reliability = make_gate(kind), make_logits(), make_reliability()
     for parameter in fusion.parameters():
         torch.nn.init.constant_(parameter, 0.1)
-    gate = fusion.gate(unet, sam2, reliability, [0.5] * C, False, make_features())
-    shifted = fusion.gate(unet + 7, sam2 - 3, reliability, [0.5] * C, False, make_features())
+    gate = fusion.gate(make_inputs(unet, sam2, [0.5] * C, False, reliability))
+    shifted = fusion.gate(make_inputs(unet + 7, sam2 - 3, [0.5] * C, False, reliability))
     torch.testing.assert_close(shifted, gate, atol=1e-4, rtol=1e-4)
 
 
@@ -247,8 +264,8 @@ def make_trained(kind: str, closed: bool) -> GatedFusion:
 @CLOSED
 def test_without_a_veto_it_is_the_gates_blend_exactly(kind, region_based, closed):
     fusion, (unet, sam2), reliability = make_trained(kind, closed), make_logits(), make_reliability()
-    fused, sam2_weight = fusion.weigh(unet, sam2, reliability, BLEND, region_based, make_features())
-    gate = fusion.gate(unet, sam2, reliability, BLEND, region_based, make_features())
+    fused, sam2_weight = fusion.weigh(make_inputs(unet, sam2, BLEND, region_based, reliability))
+    gate = fusion.gate(make_inputs(unet, sam2, BLEND, region_based, reliability))
     expected, weight = blend(unet, sam2, F.logsigmoid(gate), F.logsigmoid(-gate), region_based), torch.sigmoid(-gate)
     if closed:
         opening = GATE_LR_MULTIPLIER * fusion.opening.view(1, -1, 1, 1, 1)
@@ -265,12 +282,12 @@ def test_without_a_veto_it_is_the_gates_blend_exactly(kind, region_based, closed
 def test_a_veto_of_all_classes_leaves_the_unets_logits_bit_by_bit(kind, region_based, closed):
     fusion, (unet, sam2) = make_trained(kind, closed), make_logits()
     fusion.veto([True] * C)
-    fused, sam2_weight = fusion.weigh(unet, sam2, make_reliability(), BLEND, region_based, make_features())
+    fused, sam2_weight = fusion.weigh(make_inputs(unet, sam2, BLEND, region_based))
     assert torch.equal(fused, unet)
     assert not sam2_weight.any()
     fusion.veto([False] * C)
-    inputs = (unet, sam2, make_reliability(), BLEND, region_based, make_features())
-    assert all(map(torch.equal, fusion.weigh(*inputs), make_trained(kind, closed).weigh(*inputs)))
+    inputs = make_inputs(unet, sam2, BLEND, region_based)
+    assert all(map(torch.equal, fusion.weigh(inputs), make_trained(kind, closed).weigh(inputs)))
 
 
 @KINDS
@@ -279,9 +296,9 @@ def test_a_veto_of_all_classes_leaves_the_unets_logits_bit_by_bit(kind, region_b
 def test_a_veto_of_one_class_leaves_the_others_bit_by_bit(kind, region_based, closed):
     """Where labels compete, log-probabilities stand for the logits of an open gate."""
     fusion, (unet, sam2), reliability = make_trained(kind, closed), make_logits(), make_reliability()
-    before, weight_before = fusion.weigh(unet, sam2, reliability, BLEND, region_based, make_features())
+    before, weight_before = fusion.weigh(make_inputs(unet, sam2, BLEND, region_based, reliability))
     fusion.veto(SOME)
-    fused, weight = fusion.weigh(unet, sam2, reliability, BLEND, region_based, make_features())
+    fused, weight = fusion.weigh(make_inputs(unet, sam2, BLEND, region_based, reliability))
     alone = unet if closed or region_based else unet.log_softmax(1)
     assert torch.equal(fused, torch.where(torch.tensor(SOME).view(1, -1, 1, 1, 1), alone, before))
     assert not weight[:, 1].any()
@@ -296,7 +313,7 @@ def test_a_veto_of_one_class_leaves_the_others_bit_by_bit(kind, region_based, cl
 def test_a_vetoed_gate_learns_nothing_and_all_gradients_are_finite(kind, region_based, closed, vetoed, scale):
     fusion, (unet, sam2) = make_trained(kind, closed), [(scale * logits).requires_grad_() for logits in make_logits()]
     fusion.veto(vetoed)
-    fused, weight = fusion.weigh(unet, sam2, make_reliability(), BLEND, region_based, make_features())
+    fused, weight = fusion.weigh(make_inputs(unet, sam2, BLEND, region_based))
     (fused.square().mean() + weight.mean()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in fusion.parameters())
     by_class = {name: each for name, each in fusion.seg_layers.items() if name != "input_weight"}

@@ -33,6 +33,16 @@ def test_state_dicts_with_the_names_of_before_are_read(make_network):
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items() if "no_mem" not in name)
 
 
+def test_they_are_read_within_another_module_too(make_network):
+    network, other = make_network(region_based=True), make_network(region_based=True, seed=1)
+    state = network.state_dict()
+    before = {f"1.{name.replace('fusion.seg_layers.', 'fusion.')}": tensor.clone() for name, tensor in state.items()}
+    outside = {"0.weight": torch.ones(1, 1), "0.bias": torch.ones(1)}
+    torch.nn.Sequential(torch.nn.Linear(1, 1), other).load_state_dict(before | outside)
+    assert torch.equal(other.fusion.bias, network.fusion.bias)
+    assert other.state_was_loaded
+
+
 def test_they_are_attributes_of_their_module(make_network):
     network = make_network(region_based=True)
     assert network.fusion.bias is network.fusion.seg_layers["bias"]

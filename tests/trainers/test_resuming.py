@@ -38,6 +38,7 @@ OTHER: dict[str, Any] = {
     "sam2_tuning": "full",
     "lora_rank": 4,
     "sam2_mirroring": True,
+    "slice_axes": 3,
     "sam2_precision": "float32",
     "sam2_chunk_size": 3,
     "training_slices": 4,

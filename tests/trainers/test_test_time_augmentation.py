@@ -133,6 +133,35 @@ def test_embeddings_of_a_tile_are_mirrored_like_masks(make_network, fusion):
     assert not torch.allclose(predicted, passes(network, volume).mean(0), atol=1e-2)
 
 
+@pytest.mark.parametrize("fusion", ["fixed", "off"])
+def test_each_axis_is_asked_along_once(make_network, fusion):
+    network, volume = make_network(feature_fusion=True, fusion=fusion, slice_axes=3), make_volume((16, 32, 48))
+    for level in network.feature_fusion.levels:
+        nn.init.normal_(level.mix.weight, std=0.3)
+    with counted_calls(network) as calls:
+        predicted = predict(network, volume)
+    assert len(calls) == 3
+    known, expected = {}, []
+    with torch.inference_mode():
+        for number, axes in enumerate(PASSES):
+            shown, axis = volume.flip(axes), number % 3
+            if axis not in known:
+                _, known[axis] = network(shown, return_sam2=True, slice_axis=axis)
+                known[axis] = known[axis].mirrored(axes)
+            expected.append(network(shown, sam2=known[axis].mirrored(axes)).flip(axes))
+    torch.testing.assert_close(predicted, torch.stack(expected).mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_each_pass_may_ask_along_its_axis(make_network):
+    network, volume = make_network(slice_axes=2, sam2_mirroring=True), make_volume()
+    with counted_calls(network) as calls:
+        predicted = predict(network, volume)
+    assert len(calls) == 8
+    with torch.inference_mode():
+        expected = [network(volume.flip(axes), slice_axis=number % 2).flip(axes) for number, axes in enumerate(PASSES)]
+    torch.testing.assert_close(predicted, torch.stack(expected).mean(0), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "parameters",
     [{"sam2_mirroring": True}, {"enable_unet_decoder": False}, {"enable_sam2": False}],

@@ -33,6 +33,9 @@ class SAM2Branch(nn.Module):
     The image encoder runs once a slice, whatever the number of regions; without gradients unless it is tuned.
     """
 
+    deep_supervision = False
+    """True: the masks are for a loss."""
+
     def __init__(self, in_channels: int, middle_channels: int, num_regions: int, config: AutoSAM2Config) -> None:
         super().__init__()
         self.sam2 = SAM2.build(config.sam2_model, config.sam2_image_size, memory=config.propagation == "memory")
@@ -50,6 +53,7 @@ class SAM2Branch(nn.Module):
         self.precision: str = config.sam2_precision
         self.awaits_weights = True
         """Neither `load_weights` nor a state dict has brought any yet: not even random ones are used without a word."""
+        self.register_load_state_dict_post_hook(_note_that_weights_came)
         size, size_on_gpu = config.slices_at_once
         self.encoder_chunks = Chunked(size, "image encoder", recompute=not self.encoder_trains, size_on_gpu=size_on_gpu)
         self.decoder_chunks = Chunked(size, "mask decoder", size_on_gpu=size_on_gpu)
@@ -216,3 +220,7 @@ class SAM2Branch(nn.Module):
         with self._precision(image.device):
             masks = self.sam2.recall(ImageEmbeddings(image, fine, middle), dense, Memory(*memories), length)
         return SliceMasks(*(values.float() for values in masks))
+
+
+def _note_that_weights_came(branch: SAM2Branch, _: object) -> None:
+    branch.awaits_weights = False

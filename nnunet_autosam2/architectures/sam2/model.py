@@ -1,7 +1,7 @@
 """SAM2 as its package builds it, with the names of official checkpoints, for batches of slices with their prompts."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sam2
 import torch
@@ -64,6 +64,7 @@ class SAM2(SAM2Base):
         if not memory:
             for name in VIDEO_MEMORY & {*built._parameters, *built._modules}:
                 delattr(built, name)
+        built.register_load_state_dict_pre_hook(_refuse_a_part)
         return built
 
     @property
@@ -169,6 +170,12 @@ class SAM2(SAM2Base):
         points = image.new_zeros(len(dense), regions, 1, 2)
         labels = torch.full(points.shape[:-1], -1, dtype=torch.int32, device=image.device)
         return self._decode(embeddings._replace(image=image), points, labels, dense)
+
+
+def _refuse_a_part(network: SAM2, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Keeps weights withheld where a state dict brings a part of them alone: that is none."""
+    if not network.has_weights and any(prefix + name not in state for name in network.state_dict()):
+        state.pop(prefix + "no_mem_embed", None)
 
 
 def _tokens(image: Tensor) -> Tensor:

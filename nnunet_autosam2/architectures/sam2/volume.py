@@ -14,6 +14,7 @@ from nnunet_autosam2.architectures.backbone import UNetOutput, resize
 from nnunet_autosam2.architectures.masks import ImageEmbeddings, SampleMasks, SliceEmbeddings, VolumeMasks
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS
 from nnunet_autosam2.architectures.reconstruction import locate_slices, reconstruct
+from nnunet_autosam2.architectures.slice_axes import size_along, sliced_along
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.config import AutoSAM2Config
 
@@ -25,16 +26,19 @@ SUSPICION = 0.1
 
 
 def encode_volume(
-    branch: SAM2Branch, volume: Tensor, foreground: Tensor, size: Sequence[int], config: AutoSAM2Config
+    branch: SAM2Branch, volume: Tensor, foreground: Tensor, size: Sequence[int], config: AutoSAM2Config, axis: int = 0
 ) -> SliceEmbeddings:
     """SAM2's image embeddings of the selected slices; a prediction skips those on which the UNet suspects nothing.
 
     Args: as of `segment_volume`, but for
-        foreground: [B, R, D, h, w], of any size within a slice.
+        foreground: [B, R, d, h, w], of any size.
 
     Raises:
         WeightsError: as `segment_volume`.
     """
+    volume, foreground, size = sliced_along(volume, axis), sliced_along(foreground, axis), size_along(size, axis)
+    if foreground.shape[2] != volume.shape[2]:
+        foreground = resize(foreground, (volume.shape[2], *foreground.shape[3:]))
     suspicion = min(SUSPICION, config.prompt_threshold)
     slices, chosen = choose_slices(branch, foreground, size[0], config, suspicion)
     rows, embeddings = rows_of(chosen, branch.training), None
@@ -52,10 +56,11 @@ def segment_volume(
     foreground: Tensor,
     size: Sequence[int],
     config: AutoSAM2Config,
-    track: bool,
+    axis: int = 0,
     known: SliceEmbeddings | None = None,
 ) -> tuple[SampleMasks, VolumeMasks]:
-    """SAM2's masks of the selected slices, the UNet's where it is not prompted, and those of all slices.
+    """SAM2's masks of the selected slices, the UNet's where it is not prompted, and those of all slices; all of them
+    of the volume as `sliced_along` returns it.
 
     A prediction skips selected slices on which the UNet sees nothing, but for those beside others: a tumour's ends are
     interpolated between answers of SAM2, as in training, where it is prompted on a window of the selected slices,
@@ -66,12 +71,14 @@ def segment_volume(
         unet: of this volume; its gradient goes through the features.
         foreground: [B, R, D, H, W], probabilities of the regions, which select slices and make prompts.
         size: of the volume without its padding.
-        track: SAM2's memory in the place of interpolation between slices.
+        axis: 0, 1 or 2 of D, H, W, along which the slices are cut.
         known: the selected slices and their embeddings, where they are.
 
     Raises:
         WeightsError: SAM2 has none, and there are none where the configuration says.
     """
+    volume, foreground, size = sliced_along(volume, axis), sliced_along(foreground, axis), size_along(size, axis)
+    unet = unet.sliced_along(axis)
     if known is None:
         slices, prompted = choose_slices(branch, foreground, size[0], config, config.prompt_threshold)
     else:
@@ -95,6 +102,8 @@ def segment_volume(
     )
     sample_masks = SampleMasks(logits, predicted_iou, object_score, points, labels, slices, prompted)
     volume_masks = reconstruct(sample_masks, positions)
+    # Not while nnU-Net validates during a training, with deep supervision and often.
+    track = config.propagation == "memory" and not (branch.training or branch.deep_supervision)
     if track and answer is not None:
         from nnunet_autosam2.architectures.sam2.propagation import propagate
 

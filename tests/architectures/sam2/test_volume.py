@@ -38,7 +38,7 @@ def make_inputs() -> tuple[torch.Tensor, UNetOutput, torch.Tensor]:
 
 def segment(branch: SAM2Branch, trains: bool, size: tuple[int, ...] = SIZE, config: AutoSAM2Config = CONFIG):
     with torch.no_grad():
-        return segment_volume(branch.train(trains), *make_inputs(), size, config, track=False)
+        return segment_volume(branch.train(trains), *make_inputs(), size, config)
 
 
 def test_in_training_every_selected_slice_is_prompted(branch):
@@ -90,15 +90,15 @@ def test_weights_are_asked_for_where_they_are_needed(tmp_path):
     config = CONFIG.updated({"sam2_checkpoint": str(tmp_path / "missing.pt")})
     without = SAM2Branch(C, 32, R, config).eval()
     volume, unet, foreground = make_inputs()
-    segment_volume(without, volume, unet, torch.zeros_like(foreground), SIZE, config, track=False)
+    segment_volume(without, volume, unet, torch.zeros_like(foreground), SIZE, config)
     with pytest.raises(WeightsError, match=r"missing\.pt"):
-        segment_volume(without, volume, unet, foreground, SIZE, config, track=False)
+        segment_volume(without, volume, unet, foreground, SIZE, config)
 
 
 def test_gradients_reach_the_unets_features_through_the_prompted_slices(branch):
     volume, unet, foreground = make_inputs()
     unet.middle_features.requires_grad_()
-    masks, _ = segment_volume(branch.eval(), volume, unet, foreground, SIZE, CONFIG, track=False)
+    masks, _ = segment_volume(branch.eval(), volume, unet, foreground, SIZE, CONFIG)
     masks.logits.square().mean().backward()
     assert unet.middle_features.grad[0].any()
     assert not unet.middle_features.grad[1].any()
@@ -148,7 +148,7 @@ def test_a_region_that_the_unet_is_unsure_of_is_asked_about_from_a_lower_thresho
     inputs = volume, unet, foreground, SIZE, config
     with torch.no_grad():
         embeddings = encode_volume(branch.eval(), volume, foreground, SIZE, config) if known else None
-        masks, _ = segment_volume(branch, *inputs, track=False, known=embeddings)
+        masks, _ = segment_volume(branch, *inputs, known=embeddings)
     prompts = (masks.labels[0] == 2).any(2)
     seen = [s for s, there in zip(masks.slices[0].tolist(), prompts[0].tolist(), strict=True) if there]
     assert seen == sorted({*SEEN, *([3, 4] if threshold < 0.5 else [])})
