@@ -33,10 +33,11 @@ class AutoSAM2(nn.Module):
 
     Args:
         num_classes: output channels, background included unless `region_based`.
-        in_channels: modalities.
+        in_channels: modalities, and what a cascade has of its previous stage behind them.
         config: every other parameter; defaults where it is left out.
         strides: of the UNet's four encoder blocks.
         planned: the network that nnU-Net planned, as the backbone in the place of AutoSAM2's UNet.
+        image_channels: the first of the channels, which SAM2 sees; None: all.
         parameters: changes to `config`, for example `enable_sam2=False`.
 
     Raises:
@@ -50,17 +51,20 @@ class AutoSAM2(nn.Module):
         config: AutoSAM2Config | None = None,
         strides: Sequence[Sequence[int]] = ((2, 2, 2),) * 4,
         planned: nn.Module | None = None,
+        image_channels: int | None = None,
         **parameters: Any,
     ) -> None:
         super().__init__()
         self.config = (config or AutoSAM2Config()).updated(parameters)
         self.num_classes = num_classes
-        rgb = self.config.rgb_channels
-        if rgb is not None and max(rgb) >= in_channels:
-            raise ConfigurationError(f"rgb_channels = {list(rgb)} is not possible: there are {in_channels} channels.")
+        self.image_channels, rgb = image_channels or in_channels, self.config.rgb_channels
+        if rgb is not None and max(rgb) >= self.image_channels:
+            raise ConfigurationError(
+                f"rgb_channels = {list(rgb)} is not possible: there are {self.image_channels} channels."
+            )
         self.unet = make_unet(self.config, num_classes, in_channels, strides, planned)
         require_axes(self.config, self.unet.strides[: self.unet.middle + 1])
-        self.sam2_branch = make_sam2_branch(self.config, num_classes, in_channels, self.unet.middle_channels)
+        self.sam2_branch = make_sam2_branch(self.config, num_classes, self.image_channels, self.unet.middle_channels)
         self.feature_fusion = make_feature_fusion(self.config, self.unet)
         self.fusion = make_fusion(self.config, num_classes, self.unet)
         self.unet.gives_finest_features = self.fusion is not None and self.fusion.sees_features
@@ -97,7 +101,8 @@ class AutoSAM2(nn.Module):
             seen = unet if self._trains_jointly else unet.detach()
             if masks is None:
                 opinion = self._foreground(seen.logits[0]) if foreground is None else foreground
-                slices, masks = segment_volume(self.sam2_branch, volume, seen, opinion, size, self.config, axis, known)
+                images = volume[:, : self.image_channels]
+                slices, masks = segment_volume(self.sam2_branch, images, seen, opinion, size, self.config, axis, known)
             logits, fused = fuse(self.fusion, seen, masks, self.config, axis)
         if return_sam2:
             return logits, SAM2Output(masks, known, axis)
@@ -114,7 +119,8 @@ class AutoSAM2(nn.Module):
             half = self.unet.coarse_half(volume)
         if known is None:
             opinion = self._foreground(self.unet.coarse_logits(half)) if foreground is None else foreground
-            known = encode_volume(self.sam2_branch, volume, opinion, size, self.config, axis)
+            images = volume[:, : self.image_channels]
+            known = encode_volume(self.sam2_branch, images, opinion, size, self.config, axis)
         return self.unet.fine_half(half, feature_fusion(known, volume.shape[2:], axis)), known
 
     def _draw_axis(self) -> int:

@@ -81,7 +81,11 @@ def _find_model(dataset: str, name: str, plans: str, configuration: str) -> Comp
     trainer, plans, configuration = parts if len(parts) == 3 else (name, plans, configuration)
     path = find_plans(dataset, plans)
     content = read_plans(path)
-    require_configuration(configuration, content, path)
+    if require_configuration(configuration, content, path).get("previous_stage"):
+        raise ConfigurationError(
+            f"{configuration} is the second stage of a cascade, which the benchmark cannot predict with. Train it by "
+            "nnUNetv2_train and compare validation folders by `autosam2 evaluate`."
+        )
     dataset_json = read_dataset_json(path.parent / "dataset.json")
     trainer_class = find_trainer(trainer)
     fraction, starts_from_baseline = None, False

@@ -188,8 +188,6 @@ def _base_configuration(content: dict[str, Any], base: str, path: Path) -> dict[
     configuration = require_configuration(base, content, path)
     if len(configuration["patch_size"]) != 3:
         raise ConfigurationError(f"--base {base} is two-dimensional: AutoSAM2 needs a 3D configuration.")
-    if configuration.get("previous_stage"):
-        raise ConfigurationError(f"--base {base} is the second stage of a cascade, where AutoSAM2 has no place.")
     return configuration
 
 

@@ -118,6 +118,11 @@ def find_shown_case(prefix: Path, truth: Path | None, model: LoadedModel) -> Sho
     Raises:
         DatasetError: a file is missing, or there is one channel more than the model has.
     """
+    if model.configuration.previous_stage_name is not None:
+        raise ConfigurationError(
+            f"{model.description} is a cascade, which needs the segmentation of its previous stage. Show a model of "
+            f"{model.configuration.previous_stage_name}."
+        )
     ending = model.dataset_json["file_ending"]
     channels = determine_num_input_channels(model.plans, model.configuration, model.dataset_json)
     images = [prefix.with_name(f"{prefix.name}_{channel:04d}{ending}") for channel in range(channels + 1)]

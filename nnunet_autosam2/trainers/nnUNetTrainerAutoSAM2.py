@@ -107,8 +107,6 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         settings = plans_manager.get_configuration(configuration).configuration
         if len(settings["patch_size"]) != 3:
             raise ConfigurationError(f"AutoSAM2 needs volumes; {configuration} is 2D. Train 3d_fullres or 3d_lowres.")
-        if settings.get("previous_stage"):
-            raise ConfigurationError(f"AutoSAM2 has no cascade; {configuration} is one. Train 3d_fullres or 3d_lowres.")
         block = settings.get(PLANS_KEY, {})
         unsaid = {key: value for key, value in cls.defaults.items() if block.get(key) is None}
         config = AutoSAM2Config.from_dict({**block, **unsaid, **cls.parameters})
@@ -137,7 +135,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
                 plans_manager, configuration_manager, num_input_channels, num_output_channels
             )
         strides = strides_for(configuration_manager.patch_size, configuration_manager.pool_op_kernel_sizes)
-        network = AutoSAM2(num_output_channels, num_input_channels, config, strides, planned)
+        modalities = len(configuration_manager.normalization_schemes)
+        network = AutoSAM2(num_output_channels, num_input_channels, config, strides, planned, modalities)
         network.set_deep_supervision(enable_deep_supervision)
         return network
 

@@ -73,7 +73,6 @@ class TestConfiguration:
         ("changes", "message"),
         [
             ({"patch_size": [32, 32]}, r"^AutoSAM2 needs volumes; tiny is 2D\. Train 3d_fullres or 3d_lowres\.$"),
-            ({"previous_stage": "3d_lowres"}, "^AutoSAM2 has no cascade; tiny is one"),
             (
                 {"autosam2": {"slice_fractoin": 0.5}},
                 r"slice_fractoin is not .* Did you mean slice_fraction\?",
