@@ -84,6 +84,8 @@ class AutoSAM2(nn.Module):
     ) -> Tensor | AutoSAM2Output | tuple[Tensor, SAM2Output]:
         """[B, C, D, H, W], z-scores → logits [B, num_classes, D, H, W], or AutoSAM2Output under deep supervision.
 
+        Slices [B, C, H, W] of a 2D network are volumes of one slice each, but for the logits [B, num_classes, H, W].
+
         Args:
             foreground: [B, R, D, H, W], probabilities of the regions (or foreground classes) from elsewhere, to
                 select slices and prompts by in the place of the UNet's.
@@ -92,6 +94,8 @@ class AutoSAM2(nn.Module):
             slice_axis: 0, 1 or 2 of D, H, W, along which SAM2's slices are cut; None: the first, or in training any of
                 those that the configuration has.
         """
+        if volume.ndim == 4:
+            return _without_depth(self.forward(volume[:, :, None], foreground, sam2, return_sam2, slice_axis))
         size, volume = volume.shape[2:], self.unet.padded(volume, allowed=not self.deep_supervision)
         foreground = foreground if foreground is None else self.unet.padded(foreground)
         masks, known, axis = sam2 or SAM2Output(None, None, self._draw_axis() if slice_axis is None else slice_axis)
@@ -206,6 +210,13 @@ class AutoSAM2(nn.Module):
         )
         require_axes(config, self.unet.strides[: self.unet.middle + 1])
         self.config = config
+
+
+def _without_depth(output: Any) -> Any:
+    """What `forward` returns, with logits [B, C, H, W]."""
+    if isinstance(output, AutoSAM2Output):
+        return output._replace(logits=output.logits[:, :, 0])
+    return output[:, :, 0] if isinstance(output, Tensor) else (output[0][:, :, 0], output[1])
 
 
 def _note_that_state_was_loaded(network: AutoSAM2, _: object) -> None:

@@ -131,7 +131,7 @@ class Backbone(nn.Module):
         """Features of a level of the decoder, from those of the level below, and from the encoder's."""
         raise NotImplementedError
 
-    def head(self, level: int) -> nn.Module:
+    def head(self, level: int) -> Callable[[Tensor], Tensor]:
         """Makes logits of the decoder's features."""
         raise NotImplementedError
 
@@ -150,8 +150,8 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def level_strides(strides: Sequence[Sequence[int]]) -> list[Size3d]:
-    """Strides from level to level → of each level against the input."""
-    return [(int(d), int(h), int(w)) for d, h, w in np.cumprod(strides, axis=0)]
+    """Strides from level to level → of each level against the input; those of a 2D network have 1 along D."""
+    return [(1, int(h), int(w)) if not d else (int(d[0]), int(h), int(w)) for *d, h, w in np.cumprod(strides, axis=0)]
 
 
 def middle_level(levels: Sequence[Size3d]) -> int:

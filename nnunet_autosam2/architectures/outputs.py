@@ -12,7 +12,7 @@ class AutoSAM2Output(NamedTuple):
     """Training output. First comes what a prediction would return, as nnU-Net expects of deep supervision."""
 
     logits: Tensor
-    """[B, C, D, H, W], fused. The same tensor as `unet[0]` where SAM2 does not take part."""
+    """[B, C, D, H, W], fused. The same tensor as `unet[0]` where SAM2 does not take part. Without D of a 2D network"""
     unet: tuple[Tensor, ...]
     """The UNet's own logits, full resolution first, then the deep-supervision heads from fine to coarse"""
     sam2: SampleMasks | None = None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from nnunet_autosam2.architectures.backbone import Backbone
 from nnunet_autosam2.architectures.convolutional_gate import ConvolutionalGatedFusion
 from nnunet_autosam2.architectures.feature_fusion import FeatureFusion
 from nnunet_autosam2.architectures.fusion import FixedFusion, Fusion, GatedFusion
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
+from nnunet_autosam2.architectures.planned_unet_2d import PlannedUNet2d
 from nnunet_autosam2.architectures.unet import ResidualUNet3d
 from nnunet_autosam2.config import AutoSAM2Config
 
@@ -24,14 +23,15 @@ def make_unet(
     num_classes: int,
     in_channels: int,
     strides: Sequence[Sequence[int]],
-    planned: nn.Module | None,
+    planned: Any,
 ) -> Backbone:
     """AutoSAM2's own UNet, or the network that nnU-Net planned; frozen where the configuration says so."""
     unet: Backbone
     if planned is None:
         unet = ResidualUNet3d(in_channels, num_classes, strides, config.enable_unet_decoder)
     else:
-        unet = PlannedUNet(planned, config.enable_unet_decoder)
+        kind = PlannedUNet if len(planned.encoder.strides[0]) == 3 else PlannedUNet2d
+        unet = kind(planned, config.enable_unet_decoder)
     if config.freeze_backbone:
         unet.requires_grad_(False)
     return unet

@@ -1,5 +1,6 @@
 """The network that nnU-Net planned, as the backbone."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class PlannedUNet(Backbone):
         decoder, position = self.network.decoder, len(self.strides) - 1 - level
         return decoder.stages[position](torch.cat((decoder.transpconvs[position](x), skip), dim=1))
 
-    def head(self, level: int) -> nn.Module:
+    def head(self, level: int) -> Callable[[Tensor], Tensor]:
         return self.network.decoder.seg_layers[len(self.strides) - 1 - level]
 
     def parts(self) -> list[nn.Module]:

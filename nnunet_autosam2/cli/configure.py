@@ -80,6 +80,8 @@ def command(
     path = find_plans(dataset, plans)
     content = read_plans(path)
     inherited = _base_configuration(content, base, path)
+    if patch_size and len(inherited["patch_size"]) != len(patch_size):
+        raise ConfigurationError(f"--patch-size is of volumes, and --base {base} is 2D: its patch stays as planned.")
     _require_new_name(name, content, path)
     block = changed_block(inherited, changes, content, path)
 
@@ -185,10 +187,7 @@ def _base_configuration(content: dict[str, Any], base: str, path: Path) -> dict[
     known = content["configurations"]
     if base not in known:
         raise ConfigurationError(f"--base {base} is not in {path}. It has: {', '.join(known)}.")
-    configuration = require_configuration(base, content, path)
-    if len(configuration["patch_size"]) != 3:
-        raise ConfigurationError(f"--base {base} is two-dimensional: AutoSAM2 needs a 3D configuration.")
-    return configuration
+    return require_configuration(base, content, path)
 
 
 def _require_new_name(name: str, content: dict[str, Any], path: Path) -> None:

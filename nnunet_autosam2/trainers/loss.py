@@ -200,6 +200,9 @@ class AutoSAM2Loss(nn.Module):
             target: nnU-Net's list, full resolution first, with one for each output of the UNet (coarser ones are
                 left out); or that of full resolution alone.
         """
+        if isinstance(output, AutoSAM2Output) and output.logits.ndim == 4:  # of slices, which are volumes of one
+            output = output._replace(logits=output.logits[:, :, None])
+            target = target[:, :, None] if isinstance(target, Tensor) else [each[:, :, None] for each in target]
         return self.sample_weight * self._sum(output, target)
 
     def _sum(self, output: AutoSAM2Output | Tensor, target: Sequence[Tensor] | Tensor) -> Tensor:

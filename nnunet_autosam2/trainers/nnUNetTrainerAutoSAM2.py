@@ -101,15 +101,18 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         """The configuration for a data set.
 
         Raises:
-            ConfigurationError: a parameter is unknown or not possible, or nnU-Net's configuration is not for 3D.
+            ConfigurationError: a parameter is unknown or not possible, or the configuration is 2D and the UNet is not.
         """
         plans_manager = PlansManager(plans)
         settings = plans_manager.get_configuration(configuration).configuration
-        if len(settings["patch_size"]) != 3:
-            raise ConfigurationError(f"AutoSAM2 needs volumes; {configuration} is 2D. Train 3d_fullres or 3d_lowres.")
         block = settings.get(PLANS_KEY, {})
         unsaid = {key: value for key, value in cls.defaults.items() if block.get(key) is None}
         config = AutoSAM2Config.from_dict({**block, **unsaid, **cls.parameters})
+        if len(settings["patch_size"]) == 2 and config.backbone != "plans":
+            raise ConfigurationError(
+                f"AutoSAM2's own UNet needs volumes, and {configuration} is 2D. Train 3d_fullres or 3d_lowres, or set "
+                "backbone = plans, as nnUNetTrainerAutoSAM2_Plans and nnUNetTrainerAutoSAM2_OnBaseline do."
+            )
         if config.freeze_backbone and not config.uses_sam2:
             raise ConfigurationError("freeze_backbone = true without SAM2 leaves nothing to train.")
         channel_names = list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())
@@ -129,12 +132,13 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     ) -> AutoSAM2:
         """The network as the plans describe it, for training and for prediction, without SAM2's weights."""
         config = AutoSAM2Config.from_dict(configuration_manager.configuration[PLANS_KEY])
-        planned = None
+        planned, strides = None, ()
         if config.backbone == "plans":
             planned = nnUNetTrainer.build_network_architecture(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels
             )
-        strides = strides_for(configuration_manager.patch_size, configuration_manager.pool_op_kernel_sizes)
+        else:
+            strides = strides_for(configuration_manager.patch_size, configuration_manager.pool_op_kernel_sizes)
         modalities = len(configuration_manager.normalization_schemes)
         network = AutoSAM2(num_output_channels, num_input_channels, config, strides, planned, modalities)
         network.set_deep_supervision(enable_deep_supervision)
@@ -188,7 +192,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         if not self.enable_deep_supervision:
             return None
-        return [[1 / stride for stride in strides] for strides in self.autosam2.output_strides]
+        dimensions = len(self.configuration_manager.patch_size)
+        return [[1 / stride for stride in strides[-dimensions:]] for strides in self.autosam2.output_strides]
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         self.autosam2.set_deep_supervision(enabled)
@@ -298,6 +303,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's, and the same counts for the UNet and SAM2 alone."""
         target = batch["target"][0].clone()  # nnU-Net overwrites labels to ignore
+        target = target[:, :, None] if target.ndim == 4 else target
         outputs: list[AutoSAM2Output] = []
         with self.network.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)):
             result = super().validation_step(batch)

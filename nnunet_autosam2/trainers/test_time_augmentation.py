@@ -17,7 +17,7 @@ from nnunet_autosam2.config import AutoSAM2Config
 
 PREDICT_TILE = "_internal_maybe_mirror_and_predict"
 MIRRORINGS = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
-"""Axes of [B, C, D, H, W], in the order in which nnU-Net mirrors a tile"""
+"""Axes of [B, C, D, H, W], and those of [B, C, H, W] among them, in the order in which nnU-Net mirrors a tile"""
 
 
 class SAM2OncePerTile:
@@ -38,23 +38,25 @@ class SAM2OncePerTile:
         self.tile: Tensor | None = None
 
     def __call__(self, volume: Tensor) -> Tensor:
-        """[B, C, D, H, W] → logits."""
+        """[B, C, D, H, W], or [B, C, H, W] of a 2D network → logits."""
         mirrored = None if self.tile is None else mirrored_axes(volume, self.tile, self.mirrored)
         if mirrored is None:
             self.tile, self.passes, mirrored = volume, 0, ()
             self.known: dict[int, SAM2Output] = {}
         self.mirrored, axis = mirrored, self.passes % self.slice_axes
         self.passes += 1
+        of_volume = tuple(axis + 5 - volume.ndim for axis in mirrored)
         if axis in self.known:
-            return self.network(volume, sam2=self.known[axis].mirrored(mirrored))
+            return self.network(volume, sam2=self.known[axis].mirrored(of_volume))
         logits, sam2 = self.network(volume, return_sam2=True, slice_axis=axis)
         if self.shares:
-            self.known[axis] = sam2.mirrored(mirrored)
+            self.known[axis] = sam2.mirrored(of_volume)
         return logits
 
 
 def mirrored_axes(volume: Tensor, other: Tensor, last: tuple[int, ...] = ()) -> tuple[int, ...] | None:
-    """The axes D, H, W (2 to 4) along which `volume` is `other` mirrored; none of them if it is the same.
+    """The axes D, H, W (2 to 4) along which `volume` is `other` mirrored; none of them if it is the same. Of slices,
+    H and W (2 and 3).
 
     None if it is another volume. Each comparison reads both volumes and waits for a GPU: those that follow `last` in
     nnU-Net's order come first.
@@ -63,7 +65,8 @@ def mirrored_axes(volume: Tensor, other: Tensor, last: tuple[int, ...] = ()) -> 
         return None
     following = MIRRORINGS.index(last) + 1
     candidates = MIRRORINGS[following:] + MIRRORINGS[:following]
-    return next((axes for axes in candidates if torch.equal(volume, other.flip(axes))), None)
+    possible = (axes for axes in candidates if max(axes, default=0) < volume.ndim)
+    return next((axes for axes in possible if torch.equal(volume, other.flip(axes))), None)
 
 
 def install() -> None:

@@ -170,7 +170,7 @@ def test_anisotropic_spacing_is_halved_in_plane_first(dataset):
         (["7", "--name", "a__b"], "'a__b' is not possible"),
         (["7", "--name", "../up"], "'../up' is not possible"),
         (["7", "--name", "new", "--base", "3d_full"], "It has: 2d, 3d_fullres, cascade"),
-        (["7", "--name", "new", "--base", "2d"], "two-dimensional"),
+        (["7", "--name", "new", "--base", "2d", "--patch-size", "32", "32", "32"], "--base 2d is 2D"),
         (["7", "--name", "new", "--base", "orphan"], "configurations.orphan is incomplete"),
         (
             ["7", "--name", "new", "--base", "odd"],
