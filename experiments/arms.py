@@ -55,6 +55,13 @@ ARMS = {
     "upgrade_convolutional": Arm(
         "nnU-Net, frozen, SAM2 on it, a gate that sees", ON_BASELINE, ("fusion=convolutional",), "nnunet"
     ),
+    "upgrade_prompts": Arm(
+        "nnU-Net, frozen, SAM2 on it, prompts by part and where it is unsure",
+        ON_BASELINE,
+        ("boxes_per_region=4", "prompt_threshold=0.3"),
+        "nnunet",
+    ),
+    "upgrade_axes": Arm("nnU-Net, frozen, SAM2 on it, along three axes", ON_BASELINE, ("slice_axes=3",), "nnunet"),
     "nnunet_then_features": Arm(
         "nnU-Net, then SAM2 and its features on it",
         ON_BASELINE,
