@@ -51,18 +51,25 @@ DEPTH = 16
 PRESENT = {"no slice": [], "one slice": [5], "all slices": list(range(DEPTH))}
 HALF = [torch.float16, torch.bfloat16]
 QUICK = ("defaults", "memory", "memory, all slices", "mask prompt", "features", "parts and unsure regions")
-"""In the gate: half precision is slow on most CPUs. Where there is a GPU all of them run there."""
+"""In the gate, in bfloat16, and the defaults in float16 too: half precision is slow on most CPUs. On a GPU all of them
+run."""
 
 
 def every_option(quick: tuple[str, ...]) -> pytest.MarkDecorator:
+    def is_quick(name: str, dtype: torch.dtype) -> bool:
+        return name in quick and (dtype == torch.bfloat16 or name == "defaults")
+
     return pytest.mark.parametrize(
-        ("options", "device", "region_based"),
+        ("options", "device", "region_based", "dtype"),
         [
-            *(pytest.param(name, "cpu", True, marks=[] if name in quick else pytest.mark.slow) for name in OPTIONS),
-            *(pytest.param(name, "cpu", False, marks=pytest.mark.slow) for name in OPTIONS),
-            *(pytest.param(name, "cuda", regions, marks=NEEDS_GPU) for name in OPTIONS for regions in (True, False)),
+            pytest.param(
+                name, device, regions, dtype,
+                id=f"{name}-{device}-{'regions' if regions else 'labels'}-{dtype}",
+                marks=NEEDS_GPU if device == "cuda" else [] if regions and is_quick(name, dtype) else pytest.mark.slow,
+            )
+            for name in OPTIONS for device in ("cpu", "cuda") for regions in (True, False) for dtype in HALF
         ],
-    )
+    )  # fmt: skip
 
 
 def make_foreground(present: list[int], regions: int, device: str) -> torch.Tensor:
@@ -89,7 +96,6 @@ def make(make_network, region_based: bool, device: str, options: dict) -> AutoSA
 
 
 @every_option(QUICK)
-@pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_predicts(make_network, options, region_based, dtype, device):
     network = make(make_network, region_based, device, OPTIONS[options]).eval()
     volume = make_volume(device)
@@ -100,7 +106,6 @@ def test_predicts(make_network, options, region_based, dtype, device):
 
 
 @every_option(())
-@pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_trains(make_network, options, region_based, dtype, device):
     network = make(make_network, region_based, device, OPTIONS[options]).train()
     network.set_deep_supervision(True)

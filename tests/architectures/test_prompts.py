@@ -26,7 +26,7 @@ from nnunet_autosam2.architectures.prompts import (
 )
 from tests.shared_data import DATA
 
-REAL_CASES = (*(f"brats2013/brats_2013_pat000{i}_1" for i in (3, 4, 5, 6)), "tcga_lgg/TCGA-DU-7294")
+REAL_CASES = ("tcga_lgg/TCGA-DU-7294", *(f"brats2013/brats_2013_pat000{i}_1" for i in (3, 4, 5, 6)))
 REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
 PATCH = 128
 H, W = 60, 90
@@ -188,7 +188,7 @@ def test_points_box_and_labels(case, num_positive, num_negative):
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("kind", ["realistic", "truth"])
-@pytest.mark.parametrize("case", REAL_CASES)
+@pytest.mark.parametrize("case", [*REAL_CASES[:2], *(pytest.param(x, marks=pytest.mark.slow) for x in REAL_CASES[2:])])
 def test_the_selection_is_as_good_as_the_references_on_real_cases(case, kind):
     """With probabilities that differ everywhere, and with those of exactly 0 and 1, where most pixels are equal."""
     masks = real_masks(case)

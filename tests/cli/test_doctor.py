@@ -98,7 +98,7 @@ def test_a_broken_dependency_is_a_problem_not_a_crash(environment, tmp_path, pac
 def test_source_checkout_prints_the_line_that_makes_the_trainer_discoverable(environment, tmp_path):
     """As in an editable install: our package comes from the source tree, nnU-Net's has no overlay in it."""
     plain = tmp_path / "plain"
-    shutil.copytree(nnunetv2.__path__[0], plain / "nnunetv2", ignore=shutil.ignore_patterns("autosam2", "*.pyc"))
+    shutil.copytree(nnunetv2.__path__[0], plain / "nnunetv2", ignore=shutil.ignore_patterns("autosam2"))
     environment["PYTHONPATH"] = os.pathsep.join([str(plain), str(ROOT)])
     done = doctor(environment, "sam2_checkpoint=random")
     assert problems(done) == {"nnUNetTrainerAutoSAM2"}

@@ -37,7 +37,9 @@ SHORT = Benchmark("short", TRAINERS[:2], ("0",))
 WHOLE = Benchmark("whole", TRAINERS, ("0", "1"))
 
 
-@pytest.fixture(scope="module", params=[SHORT, pytest.param(WHOLE, marks=pytest.mark.slow)], ids=lambda run: run.name)
+@pytest.fixture(
+    scope="module", params=[pytest.param(each, marks=pytest.mark.slow, id=each.name) for each in (SHORT, WHOLE)]
+)
 def finished(request, extended) -> Benchmark:
     """A benchmark whose processes were all killed during its second training."""
     benchmark: Benchmark = request.param

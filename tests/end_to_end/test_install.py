@@ -156,6 +156,7 @@ def test_a_wheel_works_in_a_clean_environment(environment: Environment, built: D
     assert "found by nnU-Net, in nnunet_autosam2.trainers" in said
 
 
+@pytest.mark.slow
 def test_an_editable_install_is_linked_and_a_copy_takes_its_place(
     environment: Environment, sources: Path, built: Distributions, tmp_path: Path
 ):

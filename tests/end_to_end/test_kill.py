@@ -22,9 +22,8 @@ LONGEST = 25.0
 """Seconds from a start to the latest kill: importing, loading, and some epochs"""
 
 
-@pytest.mark.parametrize(
-    ("kills", "num_epochs"), [(2, 5), pytest.param(30, 100, marks=pytest.mark.slow)], ids=["short", "long"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "num_epochs"), [(2, 5), (30, 100)], ids=["short", "long"])
 def test_killed_at_random_moments_and_while_it_writes(loading, kills: int, num_epochs: int, capsys) -> None:
     moments, name = random.Random(kills), f"killed_{kills}"
     loading.run("autosam2", "configure", "900", "--base", "tiny", "--name", name, f"num_epochs={num_epochs}",

@@ -121,6 +121,7 @@ def test_numbers_are_those_of_the_image(planned, case: Path, labels: Path, untra
         assert (picture[:title] != untrained[number - 5][:title]).any()
 
 
+@pytest.mark.slow
 def test_every_tumour_of_several_has_its_own_box(planned, tmp_path: Path) -> None:
     """On slices with several parts of a region; on all others the pictures are what they are with one box a region."""
     size = ("--size", "32", "64", "64")

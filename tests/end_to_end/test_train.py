@@ -373,6 +373,7 @@ class TestRefused:
         assert (trained / "plans.json").read_bytes() == trained_plans
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_loss_that_is_not_finite_in_one_and_more_processes_than_cases(extended) -> None:
     """Fold 2 has one case to validate; `--val` is the first thing that these two processes predict together.
 
