@@ -75,6 +75,9 @@ class From(TrainingWindow):
             slices if count is None else slices.gather(1, self.starts[:, None] + torch.arange(count)[: slices.shape[1]])
         )
 
+    def draw(self, count: int) -> int:
+        return count - 1
+
 
 def with_windows(network: AutoSAM2, starts: torch.Tensor) -> AutoSAM2:
     if network.sam2_branch is not None:

@@ -13,6 +13,8 @@ from nnunet_autosam2.trainers.loss import AutoSAM2Loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 SIZE = (16, 24, 20)
+WHOLE = (16, 32, 48)
+"""The UNet's strides divide it."""
 OTHERS = pytest.mark.parametrize("axis", [1, 2])
 FEATURES = {"feature_fusion": True, "fusion": "convolutional"}
 OPTIONS = {
@@ -25,8 +27,8 @@ OPTIONS = {
 }
 
 
-def make_volume() -> Tensor:
-    return torch.randn(2, 2, *SIZE, generator=torch.Generator().manual_seed(1))
+def make_volume(size: tuple[int, ...] = SIZE) -> Tensor:
+    return torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_it_is_as_if_the_volume_were_transposed(make_symmetric, options, axis):
 @pytest.mark.parametrize("options", [{}, FEATURES], ids=["masks", "features"])
 @torch.inference_mode()
 def test_what_is_known_serves_mirror_images(make_symmetric, options, axis):
-    network, volume = make_symmetric(axis, **options), torch.nn.functional.pad(make_volume(), (0, 12))
+    network, volume = make_symmetric(axis, **options), make_volume(WHOLE)
     for level in network.feature_fusion.levels if options else ():
         level.mix.weight.copy_((level.mix.weight + level.mix.weight.flip(2)) / 2)  # it knows no direction
     _, known = network(volume, return_sam2=True, slice_axis=axis)
@@ -77,14 +79,14 @@ def test_what_is_known_serves_mirror_images(make_symmetric, options, axis):
         if known.embeddings is None:
             continue
         own, mirrored = (
-            network.feature_fusion(each.embeddings, SIZE, axis)[0] for each in (known, known.mirrored(axes))
+            network.feature_fusion(each.embeddings, WHOLE, axis)[0] for each in (known, known.mirrored(axes))
         )
         torch.testing.assert_close(mirrored, own.flip(axes))
 
 
 def test_trainings_draw_another_axis_in_each_step(make_symmetric):
-    network, volume = make_symmetric(1, slice_axes=2, training_slices=2).train(), make_volume()
-    truth = (torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(2)) > 0.5).float()
+    network, volume = make_symmetric(1, slice_axes=2, training_slices=2).train(), make_volume(WHOLE)
+    truth = (torch.rand(2, 3, *WHOLE, generator=torch.Generator().manual_seed(2)) > 0.5).float()
     loss = AutoSAM2Loss.for_network(network)
     axes = []
     for _ in range(8):

@@ -72,7 +72,10 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"patch_size": [32, 32]}, r"^AutoSAM2's own UNet needs volumes, and tiny is 2D\. Train 3d_fullres"),
+            (
+                {"patch_size": [32, 32], "autosam2": {}},
+                r"^AutoSAM2's own UNet needs volumes, and tiny is 2D\. Train 3d_fullres",
+            ),
             (
                 {"autosam2": {"slice_fractoin": 0.5}},
                 r"slice_fractoin is not .* Did you mean slice_fraction\?",
