@@ -139,7 +139,7 @@ class StandInBranch(nn.Module):
         self.training_window = TrainingWindow()
 
     def forward(
-        self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config, embeddings: None
+        self, slices: Tensor, features: Tensor, probabilities: Tensor, config: AutoSAM2Config, *_: None
     ) -> tuple[SliceMasks, Prompts, None]:
         truth, scores = slices[:, -len(REGIONS) :], slices.new_empty(len(slices), len(REGIONS))
         masks = SliceMasks(self.masks(truth), torch.rand_like(scores), torch.randn_like(scores), scores[..., None])

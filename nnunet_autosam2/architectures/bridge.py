@@ -59,10 +59,15 @@ class Bridge(HasSegLayers):
         self.residual = nn.Conv2d(in_channels, EMBEDDING_CHANNELS, 1)
         self.scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, F, H / 4, W / 4] → [N, R, 256, E, E], to be added to SAM2's own dense prompt."""
+    def forward(self, features: Tensor, regions: Tensor | None = None) -> Tensor:
+        """[N, F, H / 4, W / 4] → [N, R, 256, E, E], to be added to SAM2's own dense prompt.
+
+        Args:
+            regions: [N, M], those that are asked for on each slice, in the place of all R.
+        """
         x = self.attention(features)
         x = self.scale * (self.convolutions(x) + self.residual(x))
         size = (self.embedding_size, self.embedding_size)
         x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        return x[:, None] + self.region_embedding[:, :, None, None]
+        embedding = self.region_embedding if regions is None else self.region_embedding[regions]
+        return x[:, None] + embedding[..., None, None]

@@ -17,6 +17,7 @@ CHANGEABLE = (
     "box_prompt",
     "boxes_per_region",
     "prompt_threshold",
+    "regions_per_slice",
     "mask_prompt",
     "sam2_mirroring",
     "slice_axes",

@@ -46,7 +46,7 @@ OUT_OF_MEMORY = (
     "Out of memory. Lower sam2_image_size or slice_fraction, or the batch or patch size in a configuration of "
     "`autosam2 configure`. The checkpoints are good."
 )
-BEFORE = {"black_background": False}
+BEFORE = {"black_background": False, "regions_per_slice": None}
 """Parameters of models whose plans do not name them, since no version did"""
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
 
@@ -131,7 +131,7 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         enable_deep_supervision: bool = True,
     ) -> AutoSAM2:
         """The network as the plans describe it, for training and for prediction, without SAM2's weights."""
-        config = AutoSAM2Config.from_dict(configuration_manager.configuration[PLANS_KEY])
+        config = AutoSAM2Config.from_dict({**BEFORE, **configuration_manager.configuration[PLANS_KEY]})
         planned, strides = None, ()
         if config.backbone == "plans":
             planned = nnUNetTrainer.build_network_architecture(

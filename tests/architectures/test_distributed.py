@@ -26,7 +26,13 @@ MODES = {
     "SAM2 only": {"enable_unet_decoder": False},
     "adapters and mask prompts": {"sam2_tuning": "lora", "mask_prompt": True},
     "all of SAM2 trains": {"sam2_tuning": "full"},
-    "features on a window": {"feature_fusion": True, "training_slices": 2, "boxes_per_region": 3, "slice_axes": 3},
+    "features on a window": {
+        "feature_fusion": True,
+        "training_slices": 2,
+        "boxes_per_region": 3,
+        "slice_axes": 3,
+        "regions_per_slice": 2,
+    },
     "features alone": {"feature_fusion": True, "fusion": "off", "sam2_tuning": "full"},
 }
 

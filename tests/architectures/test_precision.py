@@ -38,6 +38,7 @@ OPTIONS = {
     "a slice at once": {"sam2_chunk_size": 1},
     "memory, a slice at once": {"propagation": "memory", "sam2_chunk_size": 1},
     "each mirror image": {"sam2_mirroring": True},
+    "two regions a slice": {"regions_per_slice": 2},
     "three axes": {"slice_axes": 3, "feature_fusion": True},
     "window": {"training_slices": 2},
     "window of one": {"training_slices": 1, "slice_fraction": 1.0},

@@ -25,6 +25,7 @@ OTHER: dict[str, Any] = {
     "mask_prompt": True,
     "boxes_per_region": 3,
     "prompt_threshold": 0.3,
+    "regions_per_slice": 2,
     "propagation": "memory",
     "fusion": "fixed",
     "bg_blend": 0.4,

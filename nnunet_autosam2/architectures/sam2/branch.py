@@ -22,7 +22,8 @@ from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import AutoSAM2Config
 
 MASKS_PER_SLICE = 3
-"""Masks for which prompts are made at once, times the slices that SAM2 gets at once"""
+"""Masks of a slice, times the slices that SAM2 gets at once, that prompts are made for and that are decoded at once; of
+more masks a slice, fewer slices"""
 CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 are not told apart in a mask prompt."""
 
@@ -67,6 +68,7 @@ class SAM2Branch(nn.Module):
         probabilities: Tensor,
         config: AutoSAM2Config,
         embeddings: ImageEmbeddings | None = None,
+        regions: Tensor | None = None,
     ) -> tuple[SliceMasks, Prompts, ImageEmbeddings]:
         """Masks of R regions on N slices, what they were prompted with, and the embeddings of the slices.
 
@@ -76,11 +78,14 @@ class SAM2Branch(nn.Module):
             probabilities: [N, R, H, W], the UNet's opinion, for the prompts.
             config: which prompts.
             embeddings: of the slices, where they are known.
+            regions: [N, M], those that SAM2 is prompted for on each slice; masks and prompts are of these M then.
         """
+        if regions is not None:
+            probabilities = probabilities.take_along_dim(regions[..., None, None], dim=1)
         # First, as they wait for what a GPU has been given to do.
         prompts = self.prompts(probabilities, config)
         embeddings = self.encode(slices) if embeddings is None else embeddings
-        dense = (features, probabilities) if config.mask_prompt else (features,)
+        dense = features, probabilities if config.mask_prompt else None, regions
         masks = self.decode(embeddings, prompts, dense, probabilities.shape[2:], config.boxes_per_region)
         return masks, prompts, embeddings
 
@@ -151,7 +156,7 @@ class SAM2Branch(nn.Module):
         self,
         embeddings: ImageEmbeddings,
         prompts: Prompts,
-        dense: tuple[Tensor, ...],
+        dense: tuple[Tensor | None, ...],
         slice_size: Sequence[int],
         parts: int = 1,
     ) -> SliceMasks:
@@ -165,10 +170,11 @@ class SAM2Branch(nn.Module):
         height, width = slice_size
         scale = prompts.points.new_tensor([self.sam2.image_size / width, self.sam2.image_size / height])
         points, labels = (each.unflatten(2, (parts, -1)) for each in (prompts.points * scale, prompts.labels))
-        return self.decoder_chunks(self._decode_chunk, *embeddings, points, labels, *dense)
+        cost = max(1, labels.shape[1] / MASKS_PER_SLICE)
+        return self.decoder_chunks(self._decode_chunk, *embeddings, points, labels, *dense, cost=cost)
 
     def _decode_chunk(
-        self, image: Tensor, fine: Tensor, middle: Tensor, points: Tensor, labels: Tensor, *dense: Tensor
+        self, image: Tensor, fine: Tensor, middle: Tensor, points: Tensor, labels: Tensor, *dense: Any
     ) -> SliceMasks:
         """The first parts of all regions, and those of the further ones that there are: most regions have one."""
         embeddings, dense_prompt = ImageEmbeddings(image, fine, middle), self.dense_prompt(*dense)
@@ -190,9 +196,13 @@ class SAM2Branch(nn.Module):
             masks = self.sam2.decode(embeddings, points, labels, dense_prompt)
         return SliceMasks(*(values.float() for values in masks))
 
-    def dense_prompt(self, features: Tensor, probabilities: Tensor | None = None) -> Tensor:
-        """[N, R, 256, S / 16, S / 16] from the UNet's features, and from its probabilities as a mask prompt."""
-        dense = self.bridge(features)
+    def dense_prompt(
+        self, features: Tensor, probabilities: Tensor | None = None, regions: Tensor | None = None
+    ) -> Tensor:
+        """[N, R, 256, S / 16, S / 16] from the UNet's features, and from its probabilities as a mask prompt; of the M
+        `regions` in the place of all R where they are given.
+        """
+        dense = self.bridge(features, regions)
         return dense if probabilities is None else dense + self.mask_prompt(probabilities)
 
     def mask_prompt(self, probabilities: Tensor) -> Tensor:

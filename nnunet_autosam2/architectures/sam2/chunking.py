@@ -48,18 +48,24 @@ class Chunked:
         self.name = name
         self.recompute = recompute
         self.unit = unit
-        self.at_once = size
+        self.at_once, self.cost = size, 1.0
         """Size of the last call's chunks"""
 
-    def __call__(self, function: Callable[..., tuple], *arguments: Tensor) -> Any:
+    def __call__(self, function: Callable[..., tuple], *arguments: Tensor | None, cost: float = 1) -> Any:
         """
+        Args:
+            arguments: to be split along dimension 0, the first of them no None.
+            cost: of one of dimension 0, in what the size counts.
+
         Raises:
             OutOfMemoryError: when a chunk of one does not fit.
         """
+        first, self.cost = arguments[0], cost
+        assert first is not None
         while True:
-            most = self.size_on_gpu if arguments[0].is_cuda else self.size
-            num_chunks = max(1, math.ceil(len(arguments[0]) / most))
-            self.at_once = math.ceil(len(arguments[0]) / num_chunks)
+            most = max(1, int((self.size_on_gpu if first.is_cuda else self.size) / cost))
+            num_chunks = max(1, math.ceil(len(first) / most))
+            self.at_once = math.ceil(len(first) / num_chunks)
             try:
                 return self._run(function, arguments, num_chunks)
             except (RuntimeError, MemoryError) as error:
@@ -76,14 +82,16 @@ class Chunked:
         """Halves the last call's chunks; False if they had a size of one."""
         if self.at_once == 1:
             return False
-        self.size = self.size_on_gpu = self.at_once = self.at_once // 2
+        self.at_once //= 2
+        self.size = self.size_on_gpu = math.ceil(self.at_once * self.cost)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        logger.warning("Out of memory: SAM2's %s goes on with %d %ss at once.", self.name, self.size, self.unit)
+        logger.warning("Out of memory: SAM2's %s goes on with %d %ss at once.", self.name, self.at_once, self.unit)
         return True
 
-    def _run(self, function: Callable[..., tuple], arguments: tuple[Tensor, ...], num_chunks: int) -> Any:
-        chunks = list(zip(*(argument.tensor_split(num_chunks) for argument in arguments), strict=True))
+    def _run(self, function: Callable[..., tuple], arguments: tuple[Tensor | None, ...], num_chunks: int) -> Any:
+        split = ([None] * num_chunks if each is None else each.tensor_split(num_chunks) for each in arguments)
+        chunks = list(zip(*split, strict=True))
         if len(chunks) == 1:
             return function(*chunks[0])
         if self.recompute and torch.is_grad_enabled():

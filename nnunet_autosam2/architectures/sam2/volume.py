@@ -14,6 +14,7 @@ from nnunet_autosam2.architectures.backbone import UNetOutput, resize
 from nnunet_autosam2.architectures.masks import ImageEmbeddings, SampleMasks, SliceEmbeddings, VolumeMasks
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS
 from nnunet_autosam2.architectures.reconstruction import locate_slices, reconstruct
+from nnunet_autosam2.architectures.region_selection import select_regions
 from nnunet_autosam2.architectures.slice_axes import size_along, sliced_along
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
 from nnunet_autosam2.config import AutoSAM2Config
@@ -90,13 +91,16 @@ def segment_volume(
     if len(rows):
         branch.require_weights(config)
         features = resize(unet.middle_features, (volume.shape[2], *unet.middle_features.shape[3:]))
-        inputs = (take_slices(each, slices)[rows] for each in (volume, features, foreground))
+        images, features_there, opinion = (take_slices(each, slices)[rows] for each in (volume, features, foreground))
+        regions = select_regions(opinion, config, branch.training)
+        embeddings = None if known is None else _embeddings_of(known, rows)
         with cudnn_benchmark(allowed=branch.training):
-            answer = branch(*inputs, config, None if known is None else _embeddings_of(known, rows))
+            answer = branch(images, features_there, opinion, config, embeddings, regions)
         masks, prompts, _ = answer
         resized = F.interpolate(masks.logits, size=volume.shape[3:], mode="bilinear", align_corners=False)
         answered = (resized, masks.predicted_iou, masks.object_score, *prompts)
-        values = tuple(own.index_put((rows,), new) for own, new in zip(values, answered, strict=True))
+        at = (rows,) if regions is None else (rows[:, None], regions)
+        values = tuple(own.index_put(at, new) for own, new in zip(values, answered, strict=True))
     logits, predicted_iou, object_score, points, labels = (
         each.unflatten(0, slices.shape).transpose(1, 2) for each in values
     )
