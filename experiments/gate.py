@@ -123,7 +123,7 @@ class StandIn(AutoSAM2):
         self.sam2_branch = branch
 
     def _run_unet(
-        self, volume: Tensor, foreground: Tensor | None, size: Sequence[int], known: SliceEmbeddings | None
+        self, volume: Tensor, foreground: Tensor | None, size: Sequence[int], known: SliceEmbeddings | None, axis: int
     ) -> tuple[UNetOutput, None]:
         return self.unet_output, None
 

@@ -35,6 +35,7 @@ MEMORY = "memory"
 @click.command()
 @click.option("--patch-size", nargs=3, type=int, default=(128, 128, 128), show_default=True, metavar="Z Y X")
 @click.option("--batch-size", default=2, show_default=True)
+@click.option("--classes", type=click.IntRange(1), help="Exclusive ones. Default: three regions, as in BraTS.")
 @click.option("--channels", default=4, show_default=True, help="Modalities.")
 @click.option("--features", nargs=2, type=int, default=(32, 320), show_default=True, metavar="FIRST MOST")
 @click.option("--fraction", "fractions", multiple=True, type=float, default=(0.1, 0.3, 0.6, 1.0), show_default=True)

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
-from experiments.speed.setting import NUM_REGIONS, Setting
+from experiments.speed.setting import Setting
 from experiments.speed.slice_by_slice import SliceBySlice
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.unet import strides_for
@@ -89,9 +89,12 @@ def nnunet(setting: Setting) -> Trained:
     network = setting.planned_network()
     weights = 0.5 ** np.arange(len(setting.strides) - 1)
     weights[-1] = 0
-    loss = DC_and_BCE_loss(
-        {}, {"batch_dice": False, "do_bg": True, "smooth": 1e-5, "ddp": False}, dice_class=MemoryEfficientSoftDiceLoss
-    )
+    soft_dice = {"batch_dice": False, "smooth": 1e-5, "ddp": False}
+    loss: Any
+    if setting.classes is None:
+        loss = DC_and_BCE_loss({}, {**soft_dice, "do_bg": True}, dice_class=MemoryEfficientSoftDiceLoss)
+    else:
+        loss = DC_and_CE_loss({**soft_dice, "do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss)
     optimizer = partial(torch.optim.SGD, lr=1e-4, momentum=0.99, nesterov=True)
     return Trained(setting, network, DeepSupervisionWrapper(loss, weights / weights.sum()), loss.dc, optimizer)
 
@@ -105,7 +108,9 @@ def autosam2(setting: Setting, **changes: Any) -> Trained:
 def autosam2_network(setting: Setting, **changes: Any) -> AutoSAM2:
     config = setting.config(**changes)
     planned = setting.planned_network() if config.backbone == "plans" else None
-    return AutoSAM2(NUM_REGIONS, setting.channels, config, strides_for(setting.patch_size, setting.strides), planned)
+    return AutoSAM2(
+        setting.outputs, setting.channels, config, strides_for(setting.patch_size, setting.strides), planned
+    )
 
 
 def slice_by_slice(setting: Setting, fraction: float) -> SliceBySlice:
@@ -135,6 +140,9 @@ def competitors(
         features = {"feature_fusion": True, "slice_fraction": loop_fraction, **features}
         yield f"{name}, features", partial(autosam2, setting, **features)
         yield f"{name}, features alone", partial(autosam2, setting, fusion="off", **features)
+    if setting.classes is not None:
+        every = {"backbone": "plans", "slice_fraction": loop_fraction, "regions_per_slice": None}
+        yield f"{title('plans', loop_fraction)}, all classes", partial(autosam2, setting, **every)
     half = setting.sam2_image_size // 2
     if half % SAM2_SIZE_STEP == 0:
         smaller = setting._replace(sam2_image_size=half)

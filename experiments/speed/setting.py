@@ -62,6 +62,12 @@ class Setting(NamedTuple):
     """A way of COMPILED"""
     gpu_memory: float | None
     """GiB that the peak of memory may reach; None: what the GPU has"""
+    classes: int | None = None
+    """Exclusive foreground classes; None: the regions of BraTS"""
+
+    @property
+    def outputs(self) -> int:
+        return NUM_REGIONS if self.classes is None else self.classes + 1
 
     @property
     def on_gpu(self) -> bool:
@@ -79,12 +85,13 @@ class Setting(NamedTuple):
         architecture = self.architecture
         return get_network_from_plans(
             architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"],
-            self.channels, NUM_REGIONS, deep_supervision=True,
+            self.channels, self.outputs, deep_supervision=True,
         )  # fmt: skip
 
     def config(self, **changes: Any) -> AutoSAM2Config:
         sam2 = {key: value for key, value in self._asdict().items() if key.startswith("sam2_")}
-        return AutoSAM2Config(region_based=True, sam2_checkpoint="random").updated({**sam2, **changes})
+        given = AutoSAM2Config(region_based=self.classes is None, sam2_checkpoint="random")
+        return given.updated({**sam2, **changes})
 
     def volume(self) -> Tensor:
         """[B, C, D, H, W], smooth, as images are."""
@@ -92,7 +99,10 @@ class Setting(NamedTuple):
         return F.interpolate(coarse, size=self.patch_size, mode="trilinear").to(self.device)
 
     def targets(self) -> list[Tensor]:
-        """Random regions at the resolutions of deep supervision, finest first."""
-        truth = (torch.rand(self.batch_size, NUM_REGIONS, *self.patch_size) > 0.9).float().to(self.device)
+        """Random regions, or labels, at the resolutions of deep supervision, finest first."""
+        if self.classes is None:
+            truth = (torch.rand(self.batch_size, NUM_REGIONS, *self.patch_size) > 0.9).float().to(self.device)
+        else:
+            truth = torch.randint(self.outputs, (self.batch_size, 1, *self.patch_size), device=self.device).float()
         strides = np.cumprod(self.strides, axis=0)[:-1]
         return [truth[..., ::depth, ::height, ::width].contiguous() for depth, height, width in strides]

@@ -106,6 +106,7 @@ class AutoSAM2(nn.Module):
             if masks is None:
                 opinion = self._foreground(seen.logits[0]) if foreground is None else foreground
                 images = volume[:, : self.image_channels]
+                assert self.sam2_branch is not None
                 slices, masks = segment_volume(self.sam2_branch, images, seen, opinion, size, self.config, axis, known)
             logits, fused = fuse(self.fusion, seen, masks, self.config, axis)
         if return_sam2:
@@ -124,12 +125,14 @@ class AutoSAM2(nn.Module):
         if known is None:
             opinion = self._foreground(self.unet.coarse_logits(half)) if foreground is None else foreground
             images = volume[:, : self.image_channels]
+            assert self.sam2_branch is not None
             known = encode_volume(self.sam2_branch, images, opinion, size, self.config, axis)
         return self.unet.fine_half(half, feature_fusion(known, volume.shape[2:], axis)), known
 
     def _draw_axis(self) -> int:
-        several = self.training and self.sam2_branch is not None and self.config.slice_axes > 1
-        return self.sam2_branch.training_window.draw(self.config.slice_axes) if several else 0
+        if self.sam2_branch is None or not self.training or self.config.slice_axes == 1:
+            return 0
+        return self.sam2_branch.training_window.draw(self.config.slice_axes)
 
     def _foreground(self, logits: Tensor) -> Tensor:
         return foreground_probabilities(logits.detach(), self.config.region_based)

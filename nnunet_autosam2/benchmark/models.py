@@ -28,8 +28,8 @@ class ComparedModel:
     slice_fraction: float | None
     """Fraction of the slices that SAM2 may be prompted on; 0: none. None: not a trainer of AutoSAM2"""
     starts_from_baseline: bool
-    lineage: tuple[str, ...]
-    """The configuration and those that it inherits from: the baseline may be of any"""
+    inherits_from: tuple[str, ...] = ()
+    """Other configurations, of any of which the baseline may be"""
     title: str | None = None
     """What tables and figures call it in the place of its name"""
 
@@ -46,8 +46,9 @@ class ComparedModel:
 
     def needs(self, other: ComparedModel) -> bool:
         """True if its training run cannot start before `other`, on the same fold, has ended."""
-        is_baseline = (other.trainer, other.plans) == (BASELINE, self.plans) and other.configuration in self.lineage
-        return self.starts_from_baseline and is_baseline
+        is_baseline = (other.trainer, other.plans) == (BASELINE, self.plans)
+        fits = other.configuration in (self.configuration, *self.inherits_from)
+        return self.starts_from_baseline and is_baseline and fits
 
 
 def find_models(dataset: str, names: Sequence[str], plans: str, configuration: str) -> list[ComparedModel]:
@@ -93,5 +94,7 @@ def _find_model(dataset: str, name: str, plans: str, configuration: str) -> Comp
         config = trainer_class.resolve_config(content, configuration, dataset_json)
         fraction = config.slice_fraction if config.uses_sam2 else 0.0
         starts_from_baseline = config.backbone_checkpoint == "auto"
-    inherited = tuple(lineage(configuration, content["configurations"]))
-    return ComparedModel(path.parent.name, trainer, plans, configuration, fraction, starts_from_baseline, inherited)
+    _, *inherited = lineage(configuration, content["configurations"])
+    return ComparedModel(
+        path.parent.name, trainer, plans, configuration, fraction, starts_from_baseline, tuple(inherited)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -132,7 +132,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
     ) -> AutoSAM2:
         """The network as the plans describe it, for training and for prediction, without SAM2's weights."""
         config = AutoSAM2Config.from_dict({**BEFORE, **configuration_manager.configuration[PLANS_KEY]})
-        planned, strides = None, ()
+        planned: Any = None
+        strides: Sequence[Sequence[int]] = ()
         if config.backbone == "plans":
             planned = nnUNetTrainer.build_network_architecture(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels

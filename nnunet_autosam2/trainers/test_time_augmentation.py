@@ -36,16 +36,18 @@ class SAM2OncePerTile:
         self.slice_axes = slice_axes
         self.shares = shares
         self.tile: Tensor | None = None
+        self.passes = 0
+        self.mirrored: tuple[int, ...] = ()
+        self.known: dict[int, SAM2Output] = {}
 
     def __call__(self, volume: Tensor) -> Tensor:
         """[B, C, D, H, W], or [B, C, H, W] of a 2D network → logits."""
         mirrored = None if self.tile is None else mirrored_axes(volume, self.tile, self.mirrored)
         if mirrored is None:
-            self.tile, self.passes, mirrored = volume, 0, ()
-            self.known: dict[int, SAM2Output] = {}
+            self.tile, self.passes, self.known, mirrored = volume, 0, {}, ()
         self.mirrored, axis = mirrored, self.passes % self.slice_axes
         self.passes += 1
-        of_volume = tuple(axis + 5 - volume.ndim for axis in mirrored)
+        of_volume = tuple(each + 5 - volume.ndim for each in mirrored)
         if axis in self.known:
             return self.network(volume, sam2=self.known[axis].mirrored(of_volume))
         logits, sam2 = self.network(volume, return_sam2=True, slice_axis=axis)
