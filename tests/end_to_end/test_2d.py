@@ -21,12 +21,12 @@ def test_it_trains_predicts_and_shows(planned, images: Path, tmp_path: Path) -> 
     planned.run("autosam2", "configure", "900", "--base", "2d", "--name", "flat", *SMALL)
     said = planned.run("nnUNetv2_train", "900", "flat", "0", "-tr", TRAINER, *CPU)
     assert "Pseudo dice of UNet alone" in said
-    model, output = planned.results(TRAINER, "flat"), tmp_path / "predicted"
+    model, output, pictures = planned.results(TRAINER, "flat"), tmp_path / "predicted", tmp_path / "pictures"
     found = planned.probabilities(model, images, output)
     assert list(found) == ["phantom_001.npz", "phantom_002.npz"]
     assert all(np.isfinite(probabilities).all() for probabilities in found.values())
-    planned.run("autosam2", "show", images / "phantom_001", "-m", model, "-f", "0", "--slices", "2", "-o", tmp_path)
-    assert list(tmp_path.glob("*.png"))
+    planned.run("autosam2", "show", images / "phantom_001", "-m", model, "-f", "0", "--slices", "2", "-o", pictures)
+    assert list(pictures.rglob("*.png"))
 
 
 def test_the_originals_unet_is_refused(planned) -> None:
