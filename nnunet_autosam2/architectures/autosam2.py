@@ -13,7 +13,7 @@ from nnunet_autosam2.architectures.fusion import fuse
 from nnunet_autosam2.architectures.log_odds import foreground_probabilities
 from nnunet_autosam2.architectures.masks import SAM2Output, SliceEmbeddings, cropped
 from nnunet_autosam2.architectures.modes import changed_mode
-from nnunet_autosam2.architectures.outputs import AutoSAM2Output
+from nnunet_autosam2.architectures.outputs import AutoSAM2Output, without_depth
 from nnunet_autosam2.architectures.parts import make_feature_fusion, make_fusion, make_sam2_branch, make_unet
 from nnunet_autosam2.architectures.sam2.volume import encode_volume, segment_volume
 from nnunet_autosam2.architectures.seg_layers import update_layout
@@ -95,7 +95,7 @@ class AutoSAM2(nn.Module):
                 those that the configuration has.
         """
         if volume.ndim == 4:
-            return _without_depth(self.forward(volume[:, :, None], foreground, sam2, return_sam2, slice_axis))
+            return without_depth(self.forward(volume[:, :, None], foreground, sam2, return_sam2, slice_axis))
         size, volume = volume.shape[2:], self.unet.padded(volume, allowed=not self.deep_supervision)
         foreground = foreground if foreground is None else self.unet.padded(foreground)
         masks, known, axis = sam2 or SAM2Output(None, None, self._draw_axis() if slice_axis is None else slice_axis)
@@ -213,13 +213,6 @@ class AutoSAM2(nn.Module):
         )
         require_axes(config, self.unet.strides[: self.unet.middle + 1])
         self.config = config
-
-
-def _without_depth(output: Any) -> Any:
-    """What `forward` returns, with logits [B, C, H, W]."""
-    if isinstance(output, AutoSAM2Output):
-        return output._replace(logits=output.logits[:, :, 0])
-    return output[:, :, 0] if isinstance(output, Tensor) else (output[0][:, :, 0], output[1])
 
 
 def _note_that_state_was_loaded(network: AutoSAM2, _: object) -> None:

@@ -1,6 +1,6 @@
 """Outputs of the network for the loss while it trains, and for looking inside."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,3 +21,10 @@ class AutoSAM2Output(NamedTuple):
     """Each half's logits and how they were weighed; None where one half is missing"""
     slice_axis: int = 0
     """0, 1 or 2 of D, H, W, along which the slices of `sam2` were cut"""
+
+
+def without_depth(output: Any) -> Any:
+    """What the network returns of volumes of one slice, with logits [B, C, H, W]."""
+    if isinstance(output, AutoSAM2Output):
+        return output._replace(logits=output.logits[:, :, 0])
+    return output[:, :, 0] if isinstance(output, Tensor) else (output[0][:, :, 0], output[1])
