@@ -71,6 +71,7 @@ setup(
             "playwright>=1.49,<2",
             "ruff>=0.14,<1",
             "mypy>=1.18,<3",
+            "statsmodels>=0.14,<1",
             "setuptools>=77",
         ],
     },

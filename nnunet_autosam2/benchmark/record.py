@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 from nnunet_autosam2.benchmark import results
-from nnunet_autosam2.benchmark.comparison import compare
+from nnunet_autosam2.benchmark.comparison import compare, holm
 from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.benchmark.kept import KeptScores, read_kept
 from nnunet_autosam2.benchmark.models import ComparedModel, titles
@@ -193,9 +193,14 @@ def _evaluated(job: FoldJob, numbering: Numbering, challenge: str, num_processes
 
 def _comparisons(scores: Mapping[str, Scores], regions: Sequence[str]) -> Iterator[results.Comparison]:
     reference, *others = scores
-    for model, metric, region in product(others, COMPARED, (*regions, results.MEAN)):
-        difference = compare(scores[model], scores[reference], region, metric)
-        if difference is not None:
+    for metric in COMPARED:
+        found = {
+            (model, region): difference
+            for model, region in product(others, (*regions, results.MEAN))
+            if (difference := compare(scores[model], scores[reference], region, metric)) is not None
+        }
+        corrected = holm([difference.p for difference in found.values()])
+        for ((model, region), difference), p in zip(found.items(), corrected, strict=True):
             yield results.Comparison(
-                model=model, reference=reference, region=region, metric=metric, **difference._asdict()
+                model=model, reference=reference, region=region, metric=metric, p_corrected=p, **difference._asdict()
             )

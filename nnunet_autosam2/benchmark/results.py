@@ -144,6 +144,12 @@ class Comparison(BaseModel):
     high: float | None
     """Bounds of the 95 % confidence interval; None where there is none"""
     p: float | None
+    p_corrected: float | None = None
+    """By Holm, for all models and regions that are compared in this metric"""
+    effect: float | None = None
+    """Rank-biserial correlation, -1 to 1"""
+    needed: int | None = None
+    """Cases that would show a difference of this size"""
 
     @property
     def interval(self) -> tuple[float, float] | None:

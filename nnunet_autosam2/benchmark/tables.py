@@ -126,11 +126,20 @@ def _difference(comparison: Comparison | None) -> Cell:
     cases = f"n = {comparison.n}{f', {comparison.dropped} dropped' if comparison.dropped else ''}"
     if comparison.difference is None:
         return Cell(NOTHING, [cases])
-    p = "p not defined" if comparison.p is None else "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.3f}"
-    notes = [f"{p}, {cases}"]
+    notes = [f"{_shown_p('p', comparison.p)}, {cases}"]
+    if comparison.p_corrected is not None:
+        notes.append(_shown_p("Holm's p", comparison.p_corrected))
+    if comparison.effect is not None:
+        notes.append(f"effect {comparison.effect:+.2f}")
+    if comparison.needed is not None and not comparison.excludes_zero:
+        notes.append(f"{comparison.needed} cases would show it")
     if comparison.interval is not None:
         notes.insert(0, " to ".join(signed(scale * bound) for bound in comparison.interval))
     return Cell(signed(scale * comparison.difference), notes, comparison.excludes_zero)
+
+
+def _shown_p(name: str, p: float | None) -> str:
+    return f"{name} not defined" if p is None else f"{name} < 0.001" if p < 0.001 else f"{name} = {p:.3f}"
 
 
 def cost_table(benchmark: Benchmark) -> Table:

@@ -50,10 +50,14 @@ def look_inside(
     nothing = f"{'The UNet sees' if given is None else 'The truth has'} no foreground, so SAM2 is not prompted."
     if not foreground.any():
         raise DatasetError(nothing)
-    start = _patch_start(foreground.any(0), model.configuration.patch_size)
+    size = list(model.configuration.patch_size)
+    if len(size) == 2:  # a 2D network predicts slice by slice, and SAM2 may be asked about each
+        size = [volume.data.shape[1], *size]
+        network.set_mode(slice_fraction=1.0)
+    start = _patch_start(foreground.any(0), size)
 
     def patch(values: Tensor) -> Tensor:
-        return _cut(values, start, model.configuration.patch_size).to(device)
+        return _cut(values, start, size).to(device)
 
     image, truth = patch(volume.data), None if volume.truth is None else patch(volume.truth)
     network.set_deep_supervision(True)

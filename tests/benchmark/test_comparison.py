@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
-from nnunet_autosam2.benchmark.comparison import compare, interval, paired_differences
+from nnunet_autosam2.benchmark.comparison import (
+    cases_needed,
+    compare,
+    holm,
+    interval,
+    paired_differences,
+    rank_biserial,
+)
 from nnunet_autosam2.benchmark.results import LEAST_CASES
 
 
@@ -53,6 +62,39 @@ def test_interval_is_that_of_the_comparison():
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_correction_is_that_of_statsmodels(seed: int):
+    values = np.random.default_rng(seed).uniform(0, 0.3, 12)
+    np.testing.assert_allclose(holm(values.tolist()), multipletests(values, method="holm")[1])
+    with_undefined = [None, *values.tolist(), None]
+    assert holm(with_undefined)[1:-1] == holm(values.tolist())
+    assert (holm(with_undefined)[0], holm(with_undefined)[-1]) == (None, None)
+
+
+@pytest.mark.parametrize("mean", [0.003, 0.01, 0.03, 0.2])
+def test_number_of_cases_is_that_of_statsmodels(mean: float):
+    differences = np.random.default_rng(1).normal(0, 0.05, 30)
+    differences += mean - differences.mean()
+    effect = mean / differences.std(ddof=1)
+    expected = TTestPower().solve_power(effect_size=effect, alpha=0.05, power=0.8)
+    assert cases_needed(differences) == pytest.approx(np.ceil(expected), abs=0.5)
+
+
+def test_no_number_of_cases_shows_what_is_not_there():
+    differences = np.random.default_rng(1).normal(0, 0.05, 30)
+    assert cases_needed(differences - differences.mean()) is None
+
+
+def test_effect_is_what_the_ranks_of_the_test_say():
+    differences = np.append(even(np.random.default_rng(2), 25), [0, 0])
+    ranked = differences[differences != 0]
+    smaller = stats.wilcoxon(ranked).statistic
+    assert abs(rank_biserial(differences)) == pytest.approx(1 - 2 * smaller / (ranked.size * (ranked.size + 1) / 2))
+    assert rank_biserial(np.array([0.1, 0.2])) == 1
+    assert rank_biserial(np.array([-0.1, -0.2])) == -1
+    assert rank_biserial(np.zeros(3)) is None
+
+
 def test_no_interval_below_the_least_number_of_cases():
     rng = np.random.default_rng(0)
     for n in range(1, LEAST_CASES):
@@ -78,7 +120,7 @@ def test_an_invented_region_counts_0_against_1():
         same = compare(right, right, "ET", metric)
         assert (same.n, same.dropped, same.difference) == (10, 10, 0.0)
     empty = {case: {"ET": {"Dice": None}} for case in right}
-    assert compare(empty, empty, "ET", "Dice") == (0, 20, None, None, None, None)
+    assert compare(empty, empty, "ET", "Dice") == (0, 20, None, None, None, None, None, None)
 
 
 def test_means_over_regions_are_over_the_same_ones():
@@ -106,7 +148,7 @@ def test_mean_is_over_the_regions_that_a_case_has():
 
 
 def test_no_difference_has_no_p():
-    assert compare(scores([0.5, 0.6]), scores([0.5, 0.6]), "WT", "Dice") == (2, 0, 0.0, None, None, None)
+    assert compare(scores([0.5, 0.6]), scores([0.5, 0.6]), "WT", "Dice") == (2, 0, 0.0, None, None, None, None, None)
 
 
 def test_the_same_twice():

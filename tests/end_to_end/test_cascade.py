@@ -25,8 +25,9 @@ def cascade(planned) -> Path:
     plans["configurations"]["low"]["next_stage"] = "cascade"
     plans["configurations"]["cascade"] |= {"previous_stage": "low", "next_stage": None}
     path.write_text(json.dumps(plans))
-    for stage in ("low", "cascade"):
-        planned.run("nnUNetv2_train", "900", stage, "0", "-tr", TRAINER, *CPU)
+    # The second stage trains on what the first predicts in its validation, here of all cases.
+    for stage, fold in (("low", "all"), ("cascade", "0")):
+        planned.run("nnUNetv2_train", "900", stage, fold, "-tr", TRAINER, *CPU)
     return planned.results(TRAINER, "cascade")
 
 
@@ -38,13 +39,13 @@ def test_sam2_sees_the_images_alone(planned, cascade: Path) -> None:
 
 
 def test_it_predicts_from_what_the_first_stage_has_predicted(planned, cascade, images: Path, tmp_path: Path) -> None:
-    def predict(stage: str, output: Path, *options: str | Path) -> list[np.ndarray]:
-        arguments = ("-d", "900", "-c", stage, "-tr", TRAINER, "-f", "0", "-i", images, "-o", output)
+    def predict(stage: str, fold: str, output: Path, *options: str | Path) -> list[np.ndarray]:
+        arguments = ("-d", "900", "-c", stage, "-tr", TRAINER, "-f", fold, "-i", images, "-o", output)
         planned.run("nnUNetv2_predict", *arguments, *CPU, *options, "--save_probabilities")
         return [np.load(file)["probabilities"] for file in sorted(output.glob("*.npz"))]
 
-    assert len(predict("low", tmp_path / "low")) == 2
-    found = predict("cascade", tmp_path / "cascade", "-prev_stage_predictions", tmp_path / "low")
+    assert len(predict("low", "all", tmp_path / "low")) == 2
+    found = predict("cascade", "0", tmp_path / "cascade", "-prev_stage_predictions", tmp_path / "low")
     assert len(found) == 2
     assert all(np.isfinite(probabilities).all() for probabilities in found)
 
