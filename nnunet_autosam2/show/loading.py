@@ -199,12 +199,13 @@ def _build(
 ) -> LoadedModel:
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
-    channels = determine_num_input_channels(manager, settings, dataset_json)
-    if len(settings.normalization_schemes) != channels:
+    modalities = len(dataset_json.get("channel_names", dataset_json.get("modality", {})))
+    if len(settings.normalization_schemes) != modalities:
         raise DatasetError(
             f"{plans_file} is for {len(settings.normalization_schemes)} channels, and the dataset.json beside it has "
-            f"{channels}."
+            f"{modalities}."
         )
+    channels = determine_num_input_channels(manager, settings, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     with _of_nnunet(f"{plans_file}: the network of {configuration} cannot be built"):
         network = trainer.build_network_architecture(manager, settings, channels, heads, enable_deep_supervision=False)

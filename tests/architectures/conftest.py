@@ -17,7 +17,7 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-KEPT = 4
+KEPT = 8
 """Networks that are kept to be copied: SAM2 alone is 140 MB"""
 
 
