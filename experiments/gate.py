@@ -114,6 +114,7 @@ class StandIn(AutoSAM2):
 
     def __init__(self, masks: Masks, config: AutoSAM2Config, unet: Backbone, closed: bool) -> None:
         super().__init__(len(REGIONS), len(MODALITIES), config)
+        self.image_channels = len(MODALITIES) + len(REGIONS)
         self.unet = unet
         if config.has_gate:
             self.fusion = make_gate(config, len(REGIONS), unet, closed)
