@@ -12,7 +12,7 @@ export MALLOC_TOP_PAD_ ?= 268435456
 # nnU-Net gives every process all cores on a CPU. Threads that wait do so without keeping them from others.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install demo lint style types test test-end-to-end test-networks test-others test-slow bench format clean
+.PHONY: help install demo lint style types test test-commands test-networks test-others test-slow bench format clean
 
 help:
 	@echo "make demo    phantom data, training, prediction, evaluation and pictures in demo_output/ (minutes, no download)"
@@ -58,18 +58,19 @@ format: install
 
 # Side by side: the commands of nnU-Net mostly start processes and wait for them.
 test: style
-	$(MAKE) --jobs 3 test-end-to-end test-networks test-others types
+	$(MAKE) --jobs 3 test-commands test-networks test-others types
 
-test-end-to-end:
-	$(BIN)/pytest -m "end_to_end and not slow"
+# In three parts of about the same length, so that two cores have work to the end.
+test-commands:
+	$(BIN)/pytest -m "not slow" tests/end_to_end
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" tests/cli
 
-# Those of the networks are about half of the rest: apart, two cores have work to the end.
 test-networks test-others: export OMP_NUM_THREADS ?= 1
 test-networks:
 	$(BIN)/pytest -m "not slow" tests/architectures
 
 test-others:
-	$(BIN)/pytest -m "not end_to_end and not slow" --ignore tests/architectures
+	$(BIN)/pytest -m "not slow" --ignore tests/architectures --ignore tests/cli --ignore tests/end_to_end
 
 test-slow: install
 	$(BIN)/pytest -m slow

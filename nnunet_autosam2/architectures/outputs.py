@@ -24,7 +24,7 @@ class AutoSAM2Output(NamedTuple):
 
 
 def without_depth(output: Any) -> Any:
-    """What the network returns of volumes of one slice, with logits [B, C, H, W]."""
+    """Makes logits [B, C, H, W] of those in the output for volumes of one slice."""
     if isinstance(output, AutoSAM2Output):
         return output._replace(logits=output.logits[:, :, 0])
     return output[:, :, 0] if isinstance(output, Tensor) else (output[0][:, :, 0], output[1])

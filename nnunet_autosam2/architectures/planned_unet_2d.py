@@ -10,7 +10,7 @@ from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 
 
 class PlannedUNet2d(PlannedUNet):
-    """As PlannedUNet, slice by slice: those of a volume are one batch, and nnU-Net's own slices are volumes of one."""
+    """A PlannedUNet slice by slice: those of a volume are one batch, and nnU-Net's own slices are volumes of one."""
 
     def encode(self, volume: Tensor) -> list[Tensor]:
         return [volumes_of(x, volume.shape[2]) for x in super().encode(slices_of(volume))]

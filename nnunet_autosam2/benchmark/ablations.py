@@ -1,4 +1,4 @@
-"""What each part of the upgrade of a trained nnU-Net is worth, on a user's own data."""
+"""Ablations of the upgrade of a trained nnU-Net: the worth of its parts, on a user's own data."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class ComparedModel:
     inherits_from: tuple[str, ...] = ()
     """Other configurations, of any of which the baseline may be"""
     title: str | None = None
-    """What tables and figures call it in the place of its name"""
+    """Name in tables and figures, where it is not that of the trainer"""
 
     def titled(self, title: str) -> ComparedModel:
         return replace(self, title=title)

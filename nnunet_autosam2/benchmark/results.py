@@ -145,7 +145,7 @@ class Comparison(BaseModel):
     """Bounds of the 95 % confidence interval; None where there is none"""
     p: float | None
     p_corrected: float | None = None
-    """By Holm, for all models and regions that are compared in this metric"""
+    """Corrected by Holm for all models and regions that are compared in this metric"""
     effect: float | None = None
     """Rank-biserial correlation, -1 to 1"""
     needed: int | None = None
