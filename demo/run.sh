@@ -5,7 +5,7 @@ output=$(mkdir -p "$1" && cd "$1" && pwd)
 rm -rf "${output:?}"/*
 
 export nnUNet_raw="$output/raw" nnUNet_preprocessed="$output/preprocessed" nnUNet_results="$output/results"
-export nnUNet_n_proc_DA=1 nnUNet_def_n_proc=1
+export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=1
 mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"
 log="$output/log.txt"
 model="$nnUNet_results/Dataset900_Phantom/nnUNetTrainerAutoSAM2__nnUNetPlans__demo"
@@ -32,9 +32,10 @@ run nnUNetv2_plan_and_preprocess -d 900 -c 3d_fullres -np 1 -npfp 1
 step "A small configuration, with SAM2's weights random on purpose"
 run autosam2 configure 900 --base 3d_fullres --name demo --patch-size 32 32 32 --batch-size 2 \
     sam2_checkpoint=random sam2_image_size=96 training_slices=4 initial_lr=3e-3 \
-    num_epochs=2 num_iterations_per_epoch=11 num_val_iterations_per_epoch=1
-step "Training: 2 epochs of 11 iterations"
-run nnUNetv2_train 900 demo 0 -tr nnUNetTrainerAutoSAM2 -device cpu
+    num_epochs=2 num_iterations_per_epoch=10 num_val_iterations_per_epoch=1
+step "Training: 2 epochs of 10 iterations"
+# A process for its data would take longer to start than it saves.
+nnUNet_n_proc_DA=0 run nnUNetv2_train 900 demo 0 -tr nnUNetTrainerAutoSAM2 -device cpu
 step "Prediction of the held-out case"
 run nnUNetv2_predict -d 900 -c demo -tr nnUNetTrainerAutoSAM2 -f 0 -device cpu -npp 0 -nps 0 \
     -i "$nnUNet_raw/Dataset901_HeldOut/imagesTr" -o "$output/prediction"
