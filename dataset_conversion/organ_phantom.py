@@ -24,7 +24,7 @@ NOISE = 15
 BODY = (1.0, 0.8, 0.95)
 """Half axes along z, y, x, as fractions of half the volume"""
 SHIFT = 0.15
-"""Standard deviation of an organ's place from case to case, as a fraction of the distance to its neighbour"""
+"""Most that an organ is moved along an axis in a case, as a fraction of the distance to its neighbour"""
 
 
 def write_organs(output: Path, num_cases: int, size: tuple[int, int, int], seed: int, classes: int) -> None:
@@ -83,8 +83,8 @@ def make_organs(
     within = distance < 0.5 * reach[nearest] * (1 + 0.15 * _smooth(size, rng))
     labels = np.where(within, nearest + 1, 0).astype(np.uint8)
     for number, centre in enumerate(centres, start=1):  # an organ smaller than a voxel
-        at = tuple(np.round((centre + 1) / 2 * (np.array(size) - 1)).astype(int))
-        labels[at] = number if not (labels == number).any() else labels[at]
+        if not (labels == number).any():
+            labels[tuple(np.round((centre + 1) / 2 * (np.array(size) - 1)).astype(int))] = number
     body = np.linalg.norm(positions / BODY, axis=-1) < 1
     intensity = np.linspace(*ORGANS, len(centres))[np.random.default_rng(len(centres)).permutation(len(centres))]
     image = np.where(labels > 0, np.concatenate([[0], intensity])[labels], np.where(body, FAT, AIR)).astype(float)

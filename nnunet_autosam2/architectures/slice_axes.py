@@ -30,6 +30,11 @@ def size_along(size: Sequence[int], axis: int) -> tuple[int, ...]:
     return tuple(swapped)
 
 
+def are_isotropic(strides: Sequence[Sequence[int]]) -> bool:
+    """Says whether each of them is the same along all axes."""
+    return all(len(set(stride)) == 1 for stride in strides)
+
+
 def require_axes(config: AutoSAM2Config, strides: Sequence[Sequence[int]]) -> None:
     """
     Args:
@@ -38,7 +43,7 @@ def require_axes(config: AutoSAM2Config, strides: Sequence[Sequence[int]]) -> No
     Raises:
         ConfigurationError: they are not the same along all axes.
     """
-    if config.slice_axes > 1 and any(len(set(stride)) > 1 for stride in strides):
+    if config.slice_axes > 1 and not are_isotropic(strides):
         raise ConfigurationError(
             f"slice_axes = {config.slice_axes} is not possible: the UNet's strides are not the same along all axes "
             f"({', '.join(map(str, strides))}), as the voxels or the patch are not. Set slice_axes = 1."

@@ -76,7 +76,7 @@ def find_ablations(dataset: str, names: Sequence[str], plans: str, configuration
 def _is_possible(name: str, configuration: Mapping[str, Any]) -> bool:
     """Several axes are where the planned network's strides are the same along all of them."""
     from nnunet_autosam2.architectures.backbone import level_strides, middle_level
+    from nnunet_autosam2.architectures.slice_axes import are_isotropic
 
     levels = level_strides(configuration["architecture"]["arch_kwargs"]["strides"])
-    isotropic = all(len(set(stride)) == 1 for stride in levels[: middle_level(levels) + 1])
-    return isotropic or "slice_axes" not in ABLATIONS[name].parameters
+    return are_isotropic(levels[: middle_level(levels) + 1]) or "slice_axes" not in ABLATIONS[name].parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -100,3 +101,16 @@ def job_in() -> Callable[..., FoldJob]:
 @pytest.fixture
 def make_job(tmp_path: Path, job_in: Callable[..., FoldJob]) -> Callable[..., FoldJob]:
     return partial(job_in, tmp_path)
+
+
+@pytest.fixture
+def planned(tmp_path: Path, plans: dict, dataset_json: dict, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two plans of one data set."""
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    folder = tmp_path / "preprocessed" / "Dataset900_Phantom"
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    for name in ("nnUNetPlans", "otherPlans"):
+        (folder / f"{name}.json").write_text(json.dumps({**plans, "plans_name": name}))
+    return folder

@@ -15,19 +15,11 @@ from nnunet_autosam2.support.plans import read_plans
 from nnunet_autosam2.trainers.backbone import BASELINE
 from nnunet_autosam2.trainers.variants import nnUNetTrainerAutoSAM2_OnBaseline
 
-DATASET = "Dataset900_Phantom"
 
-
-@pytest.fixture(autouse=True)
-def path(tmp_path: Path, plans: dict, dataset_json: dict, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture
+def path(planned: Path) -> Path:
     """Plans of a data set."""
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    folder = tmp_path / "preprocessed" / DATASET
-    folder.mkdir(parents=True)
-    (folder / "dataset.json").write_text(json.dumps(dataset_json))
-    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
-    return folder / "nnUNetPlans.json"
+    return planned / "nnUNetPlans.json"
 
 
 def find(*names: str) -> list[ComparedModel]:

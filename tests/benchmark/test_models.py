@@ -12,19 +12,7 @@ from nnunet_autosam2.errors import ConfigurationError, DatasetError
 from nnunet_autosam2.trainers.backbone import BASELINE
 
 DATASET = "Dataset900_Phantom"
-
-
-@pytest.fixture(autouse=True)
-def planned(tmp_path: Path, plans: dict, dataset_json: dict, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two plans of one data set."""
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    folder = tmp_path / "preprocessed" / DATASET
-    folder.mkdir(parents=True)
-    (folder / "dataset.json").write_text(json.dumps(dataset_json))
-    for name in ("nnUNetPlans", "otherPlans"):
-        (folder / f"{name}.json").write_text(json.dumps({**plans, "plans_name": name}))
-    return folder
+pytestmark = pytest.mark.usefixtures("planned")
 
 
 def find(*names: str, configuration: str = "tiny") -> list[ComparedModel]:
