@@ -21,7 +21,7 @@ from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume,
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError
 from nnunet_autosam2.support.access import require_file
 from nnunet_autosam2.support.checkpoint import init_args, load_network, read_nnunet_checkpoint
-from nnunet_autosam2.support.dataset_json import foreground_labels, read_dataset_json
+from nnunet_autosam2.support.dataset_json import channel_names, foreground_labels, read_dataset_json
 from nnunet_autosam2.support.plans import read_plans, require_configuration
 from nnunet_autosam2.support.text import printable
 from nnunet_autosam2.trainers.nnUNetTrainerAutoSAM2 import nnUNetTrainerAutoSAM2
@@ -199,7 +199,7 @@ def _build(
 ) -> LoadedModel:
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
-    modalities = len(dataset_json.get("channel_names", dataset_json.get("modality", {})))
+    modalities = len(channel_names(dataset_json))
     if len(settings.normalization_schemes) != modalities:
         raise DatasetError(
             f"{plans_file} is for {len(settings.normalization_schemes)} channels, and the dataset.json beside it has "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
-from nnunet_autosam2.support.dataset_json import read_dataset_json
+from nnunet_autosam2.support.dataset_json import channel_names, read_dataset_json
 
 
 def changed_block(
@@ -30,9 +30,8 @@ def changed_block(
     block = inherited.get(PLANS_KEY, {})
     config = AutoSAM2Config.from_dict(block).updated(changes)
     dataset_json = read_dataset_json(path.parent / "dataset.json")
-    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
     labels = PlansManager(dict(plans)).get_label_manager(dataset_json)
-    config.require_fits(len(channels), labels.num_segmentation_heads)
+    config.require_fits(len(channel_names(dataset_json)), labels.num_segmentation_heads)
     validated = config.to_dict()
     return {key: validated[key] for key in {**block, **changes}}
 

@@ -109,3 +109,8 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
     advice = 'It has to be a list of {"train": [case, …], "val": [case, …]}, one for each fold.'
     splits = checked(read_json(path), TypeAdapter(Annotated[list[Split], Field(min_length=1)]), path, advice)
     return [split.model_dump() for split in splits]
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of a data set's channels, in their order; older data sets call them `modality`."""
+    return list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())

@@ -26,7 +26,7 @@ from nnunet_autosam2.architectures.unet import strides_for
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, TrainingError, exit_on_user_error
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
-from nnunet_autosam2.support.dataset_json import foreground_labels
+from nnunet_autosam2.support.dataset_json import channel_names, foreground_labels
 from nnunet_autosam2.support.plans import read_plans
 from nnunet_autosam2.support.staging import remove_unfinished, replaced_file
 from nnunet_autosam2.trainers.backbone import find_baseline, load_backbone
@@ -115,10 +115,10 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             )
         if config.freeze_backbone and not config.uses_sam2:
             raise ConfigurationError("freeze_backbone = true without SAM2 leaves nothing to train.")
-        channel_names = list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())
+        channels = channel_names(dataset_json)
         labels = plans_manager.get_label_manager(dataset_json)
-        config.require_fits(len(channel_names), labels.num_segmentation_heads)
-        found = {**intensities(plans, settings), "rgb_channels": choose_rgb_channels(channel_names)}
+        config.require_fits(len(channels), labels.num_segmentation_heads)
+        found = {**intensities(plans, settings), "rgb_channels": choose_rgb_channels(channels)}
         unsaid = {key: value for key, value in found.items() if getattr(config, key) is None}
         return config.updated({**unsaid, "region_based": labels.has_regions})
 
