@@ -34,7 +34,7 @@ from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import Fusion
 from nnunet_autosam2.dataset_conversion.phantom import MODALITIES, PhantomCase, make_case
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS
-from nnunet_autosam2.trainers.loss import AutoSAM2Loss, gate_loss
+from nnunet_autosam2.trainers.loss import AutoSAM2Loss
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 
 REGIONS = NUMBERINGS["brats2021"].regions
@@ -267,8 +267,7 @@ def train(
         for hybrid in hybrids.values():
             hybrid.unet_output = unet
             if hybrid.config.has_gate:
-                fused = hybrid(torch.cat([image, truth], dim=1)).fused
-                total = total + gate_loss(fused, unet.logits[0], *loss.segmentation.encode(truth), True)
+                total = total + loss.gate(hybrid(torch.cat([image, truth], dim=1)).fused, truth)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -108,7 +108,7 @@ class AutoSAM2(nn.Module):
                 images = volume[:, : self.image_channels]
                 assert self.sam2_branch is not None
                 slices, masks = segment_volume(self.sam2_branch, images, seen, opinion, size, self.config, axis, known)
-            logits, fused = fuse(self.fusion, seen, masks, self.config, axis)
+            logits, fused = fuse(self.fusion, seen, masks, size, self.config, axis)
         if return_sam2:
             return logits, SAM2Output(masks, known, axis)
         return AutoSAM2Output(logits, unet.logits, slices, fused, axis) if self.deep_supervision else logits

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.backbone import UNetOutput
 from nnunet_autosam2.architectures.log_odds import one_versus_rest
-from nnunet_autosam2.architectures.masks import VolumeMasks, cropped
+from nnunet_autosam2.architectures.masks import VolumeMasks, cropped, on_slices
 from nnunet_autosam2.architectures.seg_layers import HasSegLayers
-from nnunet_autosam2.architectures.slice_axes import sliced_along
+from nnunet_autosam2.architectures.slice_axes import size_along, sliced_along
 from nnunet_autosam2.config import AutoSAM2Config
 
 CLOSEST_BLEND = 1e-3
@@ -59,16 +59,23 @@ def blend(unet: Tensor, sam2: Tensor, log_weight: Tensor, log_rest: Tensor, regi
 
 
 class Fused(NamedTuple):
-    """The output of a fusion, what SAM2 has said and how much it counted."""
+    """The output of a fusion, what UNet and SAM2 have said, and how much SAM2 counted.
+
+    All of it is of the volume as `sliced_along` the slices' axis returns it.
+    """
 
     logits: Tensor
     """[B, C, D, H, W]"""
+    unet: Tensor
+    """[B, C, D, H, W], the UNet's logits"""
     sam2: Tensor
     """[B, C, D, H, W], SAM2's logits where its masks reach, the UNet's elsewhere"""
     sam2_weight: Tensor
     """[B, C, D, H, W], of SAM2 in the fusion"""
     covered: Tensor
     """[B, 1, D, 1, 1], False where SAM2's masks do not reach and the weight is of no consequence"""
+    slices: Tensor | None = None
+    """[B, D], positions of these slices, where they are not all of them; elsewhere the output is the UNet's"""
 
 
 class FusionInputs(NamedTuple):
@@ -99,23 +106,32 @@ def sam2_alone(unet: Tensor, masks: VolumeMasks, region_based: bool) -> Tensor:
 
 
 def fuse(
-    fusion: Fusion | None, unet: UNetOutput, masks: VolumeMasks, config: AutoSAM2Config, axis: int = 0
+    fusion: Fusion | None,
+    unet: UNetOutput,
+    masks: VolumeMasks,
+    size: Sequence[int],
+    config: AutoSAM2Config,
+    axis: int = 0,
 ) -> tuple[Tensor, Fused | None]:
     """Logits [B, C, D, H, W] of UNet and SAM2, and how they were weighed; SAM2's alone without the UNet's decoder.
 
     Args:
         masks: of the volume as `sliced_along` the axis returns it.
+        size: of the volume without its padding.
     """
     unet = unet.sliced_along(axis)
-    size, features = masks.logits.shape[2:], unet.finest_features
-    logits = cropped(unet.logits[0], size)
-    if not config.enable_unet_decoder:
-        return sliced_along(sam2_alone(logits, masks, config.region_based), axis), None
-    assert fusion is not None
-    features = None if features is None else cropped(features, size)
-    fused = fusion(logits, masks, config.blends(logits.shape[1]), config.region_based, features)
-    fused = Fused(*(sliced_along(each, axis) for each in fused))
-    return fused.logits, fused
+    whole, features = cropped(unet.logits[0], size_along(size, axis)), unet.finest_features
+    logits = on_slices(whole, masks.slices)
+    if config.enable_unet_decoder:
+        assert fusion is not None
+        features = None if features is None else on_slices(cropped(features, whole.shape[2:]), masks.slices)
+        fused = fusion(logits, masks, config.blends(logits.shape[1]), config.region_based, features)
+        logits = fused.logits
+    else:
+        fused, logits = None, sam2_alone(logits, masks, config.region_based)
+    if masks.slices is not None:
+        logits = whole.to(logits.dtype).scatter(2, masks.slices[:, None, :, None, None].expand_as(logits), logits)
+    return sliced_along(logits, axis), fused
 
 
 class Fusion(nn.Module):
@@ -141,7 +157,7 @@ class Fusion(nn.Module):
             reliability = Reliability.of(masks, region_based)
             logits, sam2_weight = self.weigh(FusionInputs(unet, sam2, reliability, blends, region_based, features))
             covered = masks.covered[:, None, :, None, None]
-            return Fused(torch.where(covered, logits, unet), sam2, sam2_weight, covered)
+            return Fused(torch.where(covered, logits, unet), unet, sam2, sam2_weight, covered, masks.slices)
 
     def weigh(self, inputs: FusionInputs) -> tuple[Tensor, Tensor]:
         """Logits [B, C, D, H, W] of both, and SAM2's weight in them, of the same shape."""

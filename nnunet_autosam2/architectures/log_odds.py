@@ -1,19 +1,30 @@
 """Meaning of logits for each class: regions, which may overlap, or exclusive labels, each against all others."""
 
+import math
+
 import torch
 from torch import Tensor
 
+LIKELY = math.log(0.501)
+"""Above one half by more than float32 rounds"""
+
 
 def one_versus_rest(logits: Tensor) -> Tensor:
-    """Logits `[B, C, ...]` whose sigmoid is the softmax of `logits` over dimension 1: log(p / (1 - p)).
+    """Logits `[B, C, ...]` whose sigmoid is the softmax of `logits` over dimension 1: log(p / (1 - p))."""
+    _, log_p, log_rest = probabilities(logits)
+    return log_p - log_rest
 
-    1 - p loses its digits where p is close to 1, as only the greatest class can be: it gets the others' sum.
+
+def probabilities(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, log p and log(1 - p) of exclusive labels, `[B, C, ...]`, with p the softmax of `logits` over dimension 1.
+
+    1 - p loses its digits where p is close to 1. Above one half, where one class can be at most, it is the others' sum.
     """
     log_p = logits.log_softmax(1)
-    greatest = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, log_p.argmax(1, keepdim=True), True)
-    log_rest_of_greatest = log_p.masked_fill(greatest, -torch.inf).logsumexp(1, keepdim=True)
-    log_rest_of_others = torch.log1p(-log_p.exp().masked_fill(greatest, 0))
-    return log_p - torch.where(greatest, log_rest_of_greatest, log_rest_of_others)
+    p, likely = log_p.exp(), log_p > LIKELY
+    log_rest_of_likely = log_p.masked_fill(likely, -torch.inf).logsumexp(1, keepdim=True)
+    log_rest_of_others = torch.log1p(-p.masked_fill(likely, 0))
+    return p, log_p, torch.where(likely, log_rest_of_likely, log_rest_of_others)
 
 
 def versus_rival(logits: Tensor) -> Tensor:
@@ -25,7 +36,8 @@ def versus_rival(logits: Tensor) -> Tensor:
     >>> versus_rival(torch.tensor([[0.4, 0.3, 0.3]]).log()).sigmoid()  # 4 : 3, 3 : 4, 3 : 4
     tensor([[0.5714, 0.4286, 0.4286]])
     """
-    first, second = logits.topk(2, dim=1).values.split(1, dim=1)
+    first, winner = logits.max(1, keepdim=True)
+    second = logits.scatter(1, winner, -torch.inf).amax(1, keepdim=True)
     return logits - torch.where(logits == first, second, first)
 
 
@@ -39,4 +51,4 @@ def decisions(logits: Tensor, region_based: bool) -> Tensor:
     """[B, C, ...] → booleans of this shape, True where a voxel would be given the region or the label."""
     if region_based:
         return logits > 0
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.max(1, keepdim=True).indices, True)

@@ -85,7 +85,7 @@ class SampleMasks(NamedTuple):
 
 
 class VolumeMasks(NamedTuple):
-    """SAM2's masks and their scores on every slice."""
+    """SAM2's masks and their scores on every slice, or in training on some consecutive ones."""
 
     logits: Tensor
     """[B, R, D, H, W]"""
@@ -97,15 +97,18 @@ class VolumeMasks(NamedTuple):
     """[B, D], False where the masks do not count: beyond the outermost selected slices, and beside skipped ones"""
     distance: Tensor
     """[B, D], slices to the nearest selected one"""
+    slices: Tensor | None = None
+    """[B, D], positions of these slices along the slice axis, ascending, where they are not all of them"""
 
     def cropped(self, size: Sequence[int]) -> "VolumeMasks":
         """The masks of the first `size` voxels along D, H, W."""
-        scores = (values[..., : size[0]] for values in self[1:])
-        return VolumeMasks(cropped(self.logits, size), *scores)
+        predicted_iou, presence, covered, distance = (values[..., : size[0]] for values in self[1:5])
+        return VolumeMasks(cropped(self.logits, size), predicted_iou, presence, covered, distance, self.slices)
 
     def mirrored(self, axes: Sequence[int]) -> "VolumeMasks":
         """The masks of the volume that is mirrored along `axes` of [B, C, D, H, W]."""
-        scores = (values.flip(-1) if 2 in axes else values for values in self[1:])
+        assert self.slices is None
+        scores = (values.flip(-1) if 2 in axes else values for values in self[1:5])
         return VolumeMasks(self.logits.flip(tuple(axes)), *scores)
 
 
@@ -130,3 +133,8 @@ class SAM2Output(NamedTuple):
 def cropped(volume: Tensor, size: Sequence[int]) -> Tensor:
     """[B, C, D, H, W] to the first `size` voxels along D, H, W; the same tensor where these are all."""
     return volume if volume.shape[2:] == tuple(size) else volume[..., : size[0], : size[1], : size[2]]
+
+
+def on_slices(volume: Tensor, slices: Tensor | None) -> Tensor:
+    """[B, C, D, H, W] at positions [B, L] along D → [B, C, L, H, W]; the same tensor for None."""
+    return volume if slices is None else volume.take_along_dim(slices[:, None, :, None, None], dim=2)

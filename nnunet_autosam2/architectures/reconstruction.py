@@ -23,6 +23,11 @@ class SlicePositions(NamedTuple):
     opposite: Tensor
     """[B, D], position of the nearest selected one on the other side"""
 
+    def on(self, slices: Tensor) -> "SlicePositions":
+        """Those of the slices at [B, L] alone."""
+        weights = self.weights.take_along_dim(slices[..., None], dim=1)
+        return SlicePositions(weights, *(each.take_along_dim(slices, dim=1) for each in self[1:]))
+
 
 def locate_slices(slices: Tensor, prompted: Tensor, depth: int) -> SlicePositions:
     """The position of every one of `depth` slices among the selected ones.

@@ -43,9 +43,10 @@ def slice_information(probabilities: Tensor) -> Tensor:
     A prior towards the centre decides where the UNet sees nothing.
     """
     p = probabilities.float()
-    entropy = torch.special.entr(p) + torch.special.entr(1 - p)
     mass = p.amax(1).mean((-1, -2))
-    uncertainty = entropy.amax(1).mean((-1, -2)) / math.log(2)
+    closest_to_even = 0.5 - (p - 0.5).abs_().amin(1)
+    entropy = torch.special.entr(closest_to_even) + torch.special.entr(1 - closest_to_even)
+    uncertainty = entropy.mean((-1, -2)) / math.log(2)
     information = mass + uncertainty
     information = information - information.amin(1, keepdim=True)
     depth = p.shape[2]

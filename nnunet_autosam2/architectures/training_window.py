@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+LENGTH_STEP = 4
+"""A convolutional gate works at half the resolution, or less."""
 
 
 class TrainingWindow:
@@ -44,3 +49,20 @@ class TrainingWindow:
             rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
             self.generator = torch.Generator().manual_seed(self.seed + rank)
         return self.generator
+
+
+def surroundings(window: Tensor, depth: int, fraction: float) -> Tensor | None:
+    """[B, L] consecutive positions of `depth` around a window [B, K] of its selected slices; None: all there are.
+
+    L is what K of the selected ones, a fraction of all, span on average, in steps of LENGTH_STEP; the window is in the
+    middle as far as there is room.
+
+    >>> surroundings(torch.tensor([[0, 2, 3], [10, 12, 13]]), depth=20, fraction=0.5)
+    tensor([[ 0,  1,  2,  3,  4,  5,  6,  7],
+            [ 8,  9, 10, 11, 12, 13, 14, 15]])
+    """
+    length = LENGTH_STEP * math.ceil(window.shape[1] / fraction / LENGTH_STEP)
+    if length >= depth:
+        return None
+    start = (window[:, :1] + window[:, -1:] + 1 - length).div(2, rounding_mode="floor").clamp(0, depth - length)
+    return start + torch.arange(length, device=window.device)

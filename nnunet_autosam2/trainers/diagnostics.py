@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from nnunet_autosam2.architectures.log_odds import decisions
+from nnunet_autosam2.architectures.masks import on_slices
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
+from nnunet_autosam2.architectures.slice_axes import sliced_along
 from nnunet_autosam2.support.staging import replaced_file, set_aside
 
 OUTPUTS = ("UNet", "SAM2", "fused")
@@ -33,10 +35,13 @@ def confusion_counts(
     """
     if output.fused is None:
         return {}
+    truth, counted = (
+        on_slices(sliced_along(each, output.slice_axis), output.fused.slices) for each in (truth, counted)
+    )
     weight, reached = output.fused.sam2_weight, output.fused.covered
     mean = (weight * reached).sum((0, 2, 3, 4)) / reached.expand_as(weight).sum((0, 2, 3, 4)).clamp(min=1)
     result = {"SAM2's weight": mean.cpu().numpy()}
-    for name, logits in (("UNet", output.unet[0]), ("SAM2", output.fused.sam2)):
+    for name, logits in (("UNet", output.fused.unet), ("SAM2", output.fused.sam2)):
         predicted = decisions(logits, region_based)
         true, counts = truth.bool(), counted.bool()
         parts = (predicted & true & counts, predicted & ~true & counts, ~predicted & true & counts)

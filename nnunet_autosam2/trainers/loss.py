@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from nnunet_autosam2.architectures.fusion import Fused, with_background
-from nnunet_autosam2.architectures.log_odds import decisions, one_versus_rest
-from nnunet_autosam2.architectures.masks import SampleMasks
+from nnunet_autosam2.architectures.log_odds import decisions, probabilities
+from nnunet_autosam2.architectures.masks import SampleMasks, on_slices
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.slice_axes import sliced_along
 from nnunet_autosam2.config import AutoSAM2Config
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 
 DICE_SMOOTHING = 1e-5  # nnU-Net's
+VALUES_AT_ONCE = 2**24
+"""Logits that the loss is computed of at once: a batch of BraTS is fewer"""
 IOU_WEIGHT = OBJECT_WEIGHT = 1 / 20  # Ravi et al. 2024, SAM 2, appendix: focal, Dice, IoU, object as 20:1:1:1
 
 
@@ -75,10 +80,56 @@ class WeightedBCEDiceLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Logits `[B, C, ...]` of any precision; computed in float32, under autocast too."""
+        if logits.ndim != 5:
+            logits, target = (each.flatten(2)[:, :, None, None] for each in (logits, target))
+        return self.of_sums(self.sums(logits, target))
+
+    def sums(self, logits: Tensor, target: Tensor) -> Tensor:
+        """[5, B, C, D] of logits [B, C, D, H, W]: of the cross entropy, intersection, prediction, truth and what counts
+        of each slice, in float32.
+
+        More than fit at once go through it part by part, which the backward pass computes again.
+        """
+        parts = 1 if torch.compiler.is_compiling() else math.ceil(logits.numel() / VALUES_AT_ONCE)
+        if parts <= 1:
+            return self._sums(logits, target)
+        keeps_none = torch.is_grad_enabled() and logits.requires_grad
+        sums = partial(checkpoint, self._sums, use_reentrant=False) if keeps_none else self._sums
+        split = (each.tensor_split(min(parts, logits.shape[2]), dim=2) for each in (logits, target))
+        return torch.cat([sums(*part) for part in zip(*split, strict=True)], dim=3)
+
+    def _sums(self, logits: Tensor, target: Tensor) -> Tensor:
         truth, counted = self.encode(target)
-        logits = logits.float() if self.region_based else one_versus_rest(logits.float())
-        bce, dice = self.bce(logits, truth, counted), self.dice(logits.sigmoid(), truth, counted)
-        return self.bce_weight * bce - self.dice_weight * dice
+        if self.region_based:
+            logits = logits.float()
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+            probability = logits.sigmoid()
+        else:
+            probability, log_p, log_rest = probabilities(logits.float())
+            cross_entropy = -torch.where(truth > 0, log_p, log_rest)
+        if self.ignore_label is not None:
+            truth, probability, cross_entropy = (each * counted for each in (truth, probability, cross_entropy))
+        every = (cross_entropy, probability * truth, probability, truth, counted.expand_as(truth))
+        return torch.stack([each.sum((3, 4)) for each in every])
+
+    def of_sums(self, sums: Tensor) -> Tensor:
+        """The loss of what has these `sums`.
+
+        BCE is the mean over counted voxels and over channels by their weights; Dice that over samples that have counted
+        voxels, and over channels by their weights.
+        """
+        sums, weights = sums.sum(3), self.class_weights.to(sums.device)
+        cross_entropy, _, _, _, counted = sums
+        bce = weighted_mean(cross_entropy / counted.clamp_min(1), weights * counted)
+        first_channel = 0 if self.region_based else 1
+        sums, weights = sums[1:, :, first_channel:], weights[first_channel:]
+        if self.batch_dice:
+            sums = sums.sum(1, keepdim=True)
+            if self.ddp:
+                sums = AllGatherGrad.apply(sums).sum(0)
+        intersection, predicted, true, counted = sums
+        dice = (2 * intersection + DICE_SMOOTHING) / (predicted + true + DICE_SMOOTHING)
+        return self.bce_weight * bce - self.dice_weight * weighted_mean(dice, weights * (counted > 0))
 
     def encode(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """nnU-Net's target → truth `[B, C, ...]`, 0 or 1, and what counts of it, `[B, 1, ...]`, 0 or 1."""
@@ -95,29 +146,6 @@ class WeightedBCEDiceLoss(nn.Module):
         truth = torch.zeros(len(target), num_channels, *target.shape[2:], device=target.device)
         return truth.scatter_(1, (target * counted).long(), 1), counted
 
-    def bce(self, logits: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
-        """Mean over counted voxels and over channels by their weights."""
-        weights = self.class_weights.to(logits.device).view(-1, *[1] * (logits.ndim - 2))
-        return weighted_mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), weights * counted)
-
-    def dice(self, probability: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
-        """Mean over samples that have counted voxels and over channels by their weights."""
-        first_channel = 0 if self.region_based else 1
-        weights = self.class_weights.to(probability.device)[first_channel:]
-        probability, truth = probability[:, first_channel:], truth[:, first_channel:] * counted
-
-        voxels = tuple(range(2, probability.ndim))
-        intersection = (probability * truth).sum(voxels)
-        total = (probability * counted).sum(voxels) + truth.sum(voxels)
-        sums = torch.stack([intersection, total, counted.sum(voxels).expand_as(total)])  # [3, B, C]
-        if self.batch_dice:
-            sums = sums.sum(1, keepdim=True)
-            if self.ddp:
-                sums = AllGatherGrad.apply(sums).sum(0)
-        intersection, total, num_counted = sums
-        dice = (2 * intersection + DICE_SMOOTHING) / (total + DICE_SMOOTHING)
-        return weighted_mean(dice, weights * (num_counted > 0))
-
 
 class AutoSAM2Loss(nn.Module):
     """Loss of the fused output, of the UNet's outputs, of SAM2's masks on the slices that it has seen, and of the gate.
@@ -127,6 +155,7 @@ class AutoSAM2Loss(nn.Module):
     Args:
         gated: the fusion has a gate, which learns from nothing but its own term.
         unet_trains: False with a frozen backbone without SAM2's features, whose outputs have no loss.
+        joint: the UNet learns from the fused output too.
         sample_weight: of this process's samples. Distributed data parallel takes the mean over processes, in which a
             sample would count the more the fewer its process has: see `sample_weight_of`.
     """
@@ -139,9 +168,11 @@ class AutoSAM2Loss(nn.Module):
         gated: bool = True,
         sample_weight: float = 1.0,
         unet_trains: bool = True,
+        joint: bool = True,
     ) -> None:
         super().__init__()
         self.unet_trains = unet_trains
+        self.joint = joint
         self.segmentation = segmentation
         self.sample_weight = sample_weight
         self.unet_loss_weight = unet_loss_weight
@@ -191,7 +222,8 @@ class AutoSAM2Loss(nn.Module):
             **data_set,
         )
         weights = (config.unet_loss_weight, config.sam2_loss_weight)
-        return cls(segmentation, *weights, config.has_gate, sample_weight, unet_trains=config.unet_outputs_train)
+        trained = {"unet_trains": config.unet_outputs_train, "joint": config.joint_training}
+        return cls(segmentation, *weights, config.has_gate, sample_weight, **trained)
 
     def forward(self, output: AutoSAM2Output | Tensor, target: Sequence[Tensor] | Tensor) -> Tensor:
         """
@@ -209,29 +241,53 @@ class AutoSAM2Loss(nn.Module):
         if isinstance(output, Tensor):
             return self.segmentation(output, target if isinstance(target, Tensor) else target[0])
         targets = at_all_scales(target, output.unet) if isinstance(target, Tensor) else target
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.unet_trains):
+            of_unet = self._sums(output.unet, targets, output.slice_axis)
         if output.sam2 is None:
-            return self.deep_supervision(output.unet, targets)
-        loss = self.segmentation(output.logits, targets[0])
+            return self._over_scales(of_unet)
+        target = sliced_along(targets[0], output.slice_axis)
+        loss = self.sam2_loss_weight * self.sam2(output.sam2, target)
         if self.unet_trains:
-            loss = loss + self.unet_loss_weight * self.deep_supervision(output.unet, targets)
-        loss = loss + self.sam2_loss_weight * self.sam2(output.sam2, sliced_along(targets[0], output.slice_axis))
-        if not self.gated or output.fused is None:
-            return loss
-        truth, counted = self.segmentation.encode(targets[0])
-        return loss + gate_loss(output.fused, output.unet[0], truth, counted, self.segmentation.region_based)
+            loss = loss + self.unet_loss_weight * self._over_scales(of_unet)
+        if output.fused is None:
+            return loss + self.segmentation(output.logits, targets[0])
+        loss = loss + self.fused(output.fused, target, of_unet[0])
+        return loss + self.gate(output.fused, target) if self.gated else loss
 
     def deep_supervision(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Weighted mean over scales; the weights halve with each, as in nnU-Net, and none is 0."""
-        weights = [0.5**scale for scale in range(len(outputs))]
-        losses = [
-            weight * self.segmentation(logits, target)
-            for weight, logits, target in zip(weights, outputs, targets[: len(outputs)], strict=True)
-        ]
+        return self._over_scales(self._sums(outputs, targets))
+
+    def _sums(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], slice_axis: int = 0) -> list[Tensor]:
+        """Those of each scale, by slices along this axis."""
+        pairs = zip(outputs, targets[: len(outputs)], strict=True)
+        return [self.segmentation.sums(*(sliced_along(each, slice_axis) for each in pair)) for pair in pairs]
+
+    def _over_scales(self, sums: Sequence[Tensor]) -> Tensor:
+        weights = [0.5**scale for scale in range(len(sums))]
+        losses = [weight * self.segmentation.of_sums(each) for weight, each in zip(weights, sums, strict=True)]
         return torch.stack(losses).sum() / sum(weights)
+
+    def fused(self, fused: Fused, target: Tensor, of_unet: Tensor) -> Tensor:
+        """Loss of the fused output, which is the UNet's, with these sums, on slices that the fusion leaves out.
+
+        Args:
+            target: as `sliced_along` the slices' axis.
+        """
+        sums = self.segmentation.sums(fused.logits, on_slices(target, fused.slices))
+        if fused.slices is not None:
+            of_unet = of_unet if self.joint else of_unet.detach()
+            sums = of_unet.scatter(3, fused.slices[None, :, None].expand_as(sums), sums)
+        return self.segmentation.of_sums(sums)
+
+    def gate(self, fused: Fused, target: Tensor) -> Tensor:
+        """The gate's own loss, on the slices that the fusion is of."""
+        truth, counted = self.segmentation.encode(on_slices(target, fused.slices))
+        return gate_loss(fused, truth, counted, self.segmentation.region_based)
 
     def sam2(self, masks: SampleMasks, target: Tensor) -> Tensor:
         """Loss of the masks, and of SAM2's two judgements of them, as in its own training."""
-        target = torch.take_along_dim(target, masks.slices[:, None, :, None, None], dim=2)
+        target = on_slices(target, masks.slices)
         truth, counted = self.segmentation.encode(target)
         truth = truth[:, -masks.logits.shape[1] :]
         return (
@@ -283,7 +339,7 @@ def object_loss(object_score: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
     return weighted_mean(error, counted.amax((-2, -1)), dims=(1, 2)).mean()
 
 
-def gate_loss(fused: Fused, unet: Tensor, truth: Tensor, counted: Tensor, region_based: bool) -> Tensor:
+def gate_loss(fused: Fused, truth: Tensor, counted: Tensor, region_based: bool) -> Tensor:
     """Brier score of SAM2's weight as the probability that SAM2 is right, over the voxels where UNet and SAM2 disagree.
 
     The segmentation loss would reward a gate for whoever is surer of itself, and no weight matters where both agree.
@@ -291,11 +347,11 @@ def gate_loss(fused: Fused, unet: Tensor, truth: Tensor, counted: Tensor, region
     mean: a patch with little in dispute, as one without a tumour, counts as much as any.
 
     Args:
-        unet: logits `[B, C, D, H, W]`; no logits get a gradient.
-        truth, counted: `[B, C, D, H, W]` and `[B, 1, D, H, W]`.
+        fused: no logits get a gradient.
+        truth, counted: `[B, C, D, H, W]` and `[B, 1, D, H, W]`, of the slices that it is of.
     """
     sam2_decides = decisions(fused.sam2, region_based)
-    disputed = (sam2_decides != decisions(unet, region_based)) & (counted > 0) & fused.covered
+    disputed = (sam2_decides != decisions(fused.unet, region_based)) & (counted > 0) & fused.covered
     error = (fused.sam2_weight - (sam2_decides == truth.bool()).float()).square()
     cost = cost_in_dice(decisions(fused.logits, region_based), truth, counted)
     return weighted_mean(error, disputed * cost, dims=(2, 3, 4)).mean()

@@ -161,7 +161,12 @@ def test_a_training_step_asks_sam2_about_a_window_of_the_selected_slices(make_ne
     assert torch.equal(output.sam2.slices, every.sam2.slices.gather(1, first + torch.arange(3)))
     positions = torch.arange(SIZE[0])
     reached = (positions >= output.sam2.slices[:, :1]) & (positions <= output.sam2.slices[:, -1:])
-    assert torch.equal(output.fused.covered[:, 0, :, 0, 0], reached)
+    slices = output.fused.slices
+    assert slices.shape == (2, 8)
+    assert torch.equal(slices, slices[:, :1] + torch.arange(8))
+    assert torch.equal(output.fused.covered[:, 0, :, 0, 0], reached.gather(1, slices))
+    reached &= torch.zeros_like(reached).scatter(1, slices, True)
+    assert torch.equal(output.logits.take_along_dim(slices[:, None, :, None, None], dim=2), output.fused.logits)
     outside = ~reached[:, None, :, None, None].expand_as(output.logits)
     assert torch.equal(output.logits[outside], output.unet[0][outside])
     assert not torch.equal(output.logits, output.unet[0])

@@ -43,6 +43,13 @@ def test_covered_and_distance_as_plain_loops_find_them(slices):
             assert abs(ends[0] - d) == positions.distance[b, d]
 
 
+def test_positions_of_some_slices_are_those_among_all():
+    positions = locate_slices(SLICES, torch.ones_like(SLICES, dtype=torch.bool), DEPTH)
+    some = torch.tensor([[2, 3, 4], [5, 6, 7]])
+    for part, whole in zip(positions.on(some), positions, strict=True):
+        assert torch.equal(part, torch.stack([values[at] for values, at in zip(whole, some, strict=True)]))
+
+
 def test_what_a_slice_that_sam2_was_not_prompted_on_counts_in_is_not_covered():
     prompted = torch.tensor([[False, False, True, True], [True, False, True, False]])
     covered = locate_slices(SLICES, prompted, DEPTH).covered

@@ -1,9 +1,10 @@
 import copy
 import pickle
 
+import pytest
 import torch
 
-from nnunet_autosam2.architectures.training_window import TrainingWindow
+from nnunet_autosam2.architectures.training_window import TrainingWindow, surroundings
 
 SLICES = torch.tensor([[0, 1, 4, 9, 10, 12], [3, 5, 6, 7, 11, 15]])
 
@@ -66,3 +67,24 @@ def test_copies_go_on_where_they_were_copied():
     expected = torch.stack([window(SLICES, 3) for _ in range(5)])
     for other in copies:
         assert torch.equal(torch.stack([other(SLICES, 3) for _ in range(5)]), expected)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.6])
+def test_surroundings_are_of_one_length_and_hold_the_windows_middle(fraction):
+    depth, torch_window = 60, TrainingWindow()
+    slices = torch.stack([torch.randperm(depth)[: int(fraction * depth)].sort().values for _ in range(50)])
+    window = torch_window(slices, 4)
+    around = surroundings(window, depth, fraction)
+    assert around.shape[1] % 4 == 0
+    assert 4 / fraction <= around.shape[1] < 4 / fraction + 4
+    assert torch.equal(around, around[:, :1] + torch.arange(around.shape[1]))
+    assert around.min() >= 0
+    assert around.max() < depth
+    middle = (window[:, 0] + window[:, -1]) // 2
+    assert ((around[:, 0] <= middle) & (middle <= around[:, -1])).all()
+
+
+@pytest.mark.parametrize(("count", "depth"), [(8, 28), (None, 12)])
+def test_all_slices_are_the_surroundings_where_there_are_no_more(count, depth):
+    window = TrainingWindow()(torch.arange(0, depth, 3)[None], count)
+    assert surroundings(window, depth, 0.3) is None

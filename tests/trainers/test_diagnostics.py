@@ -25,7 +25,7 @@ def test_counts_are_nnunets(region_based):
     counted = (torch.rand(2, 1, 4, 5, 6) > 0.2).float()
     reached = torch.tensor([True, True, True, False]).view(1, 1, 4, 1, 1).expand(2, 1, 4, 1, 1)
     weight = torch.where(reached, torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1, 1), 0.9).expand(SHAPE)
-    output = AutoSAM2Output(unet, (unet,), None, Fused(unet, sam2, weight, reached))
+    output = AutoSAM2Output(unet, (unet,), None, Fused(unet, unet, sam2, weight, reached))
     counts = confusion_counts(output, truth, counted, region_based)
     assert counts["SAM2's weight"].tolist() == pytest.approx([0.1, 0.2, 0.3])
     for name, logits in (("UNet", unet), ("SAM2", sam2)):

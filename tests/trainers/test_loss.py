@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from datetime import timedelta
+from unittest import mock
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch.nn import functional as F
 from nnunet_autosam2.architectures.fusion import Fused
 from nnunet_autosam2.architectures.masks import SampleMasks
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
+from nnunet_autosam2.architectures.slice_axes import size_along, sliced_along
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
+from nnunet_autosam2.trainers import loss as loss_module
 from nnunet_autosam2.trainers.loss import (
     AutoSAM2Loss,
     WeightedBCEDiceLoss,
@@ -349,10 +352,11 @@ REGIONS = LabelManager({"background": 0, "WT": (1, 2, 3), "TC": (2, 3), "ET": 3,
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 
 
-def make_fused(weight: torch.Tensor | float, logits: torch.Tensor | None = None) -> Fused:
+def make_fused(weight: torch.Tensor | float, unet: torch.Tensor, logits: torch.Tensor | None = None) -> Fused:
     covered = torch.arange(SIZE[0]).view(1, 1, -1, 1, 1).expand(B, 1, SIZE[0], 1, 1) > 0
     sam2 = make_logits().requires_grad_()
-    return Fused(sam2.detach() if logits is None else logits, sam2, weight * torch.ones(B, C, *SIZE), covered)
+    logits = sam2.detach() if logits is None else logits
+    return Fused(logits, unet, sam2, weight * torch.ones(B, C, *SIZE), covered)
 
 
 @pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
@@ -360,21 +364,21 @@ def test_gate_learns_how_often_sam2_is_right_where_the_two_disagree(region_based
     unet, truth = make_logits().requires_grad_(), make_target(True).float()
     counted = (torch.rand(B, 1, *SIZE) > 0.3).float()
     weight = torch.full((1, C, 1, 1, 1), 0.5, requires_grad=True)
-    sam2 = make_fused(weight).sam2
+    sam2 = make_fused(weight, unet).sam2
     logits = unet.detach() + sam2.detach()
     unet_says, sam2_says, all_say = (
         x > 0 if region_based else F.one_hot(x.argmax(1), C).movedim(-1, 1).bool() for x in (unet, sam2, logits)
     )
-    disputed = (unet_says != sam2_says) & (counted > 0) & make_fused(weight).covered
+    disputed = (unet_says != sam2_says) & (counted > 0) & make_fused(weight, unet).covered
     cost = disputed * cost_in_dice(all_say, truth, counted)
     right = (cost * (sam2_says == truth.bool())).sum((2, 3, 4)) / cost.sum((2, 3, 4))
     for _ in range(200):
-        loss = gate_loss(make_fused(weight, logits)._replace(sam2=sam2), unet, truth, counted, region_based)
+        loss = gate_loss(make_fused(weight, unet, logits)._replace(sam2=sam2), truth, counted, region_based)
         (gradient,) = torch.autograd.grad(loss, weight)
         with torch.no_grad():
             weight -= gradient
     assert weight.flatten().tolist() == pytest.approx(right.mean(0).tolist(), abs=1e-3)
-    loss = gate_loss(make_fused(weight, logits)._replace(sam2=sam2), unet, truth, counted, region_based)
+    loss = gate_loss(make_fused(weight, unet, logits)._replace(sam2=sam2), truth, counted, region_based)
     loss.backward()
     assert unet.grad is None
     assert sam2.grad is None
@@ -410,9 +414,9 @@ def test_without_truth_all_voxels_cost_the_same(found):
 
 def test_gate_has_nothing_to_learn_where_the_two_agree():
     weight = torch.full((1, C, 1, 1, 1), 0.5, requires_grad=True)
-    fused = make_fused(weight)
+    fused = make_fused(weight, make_logits())
     same = fused.sam2.detach() * 3
-    loss = gate_loss(fused._replace(logits=same), same, make_target(True).float(), torch.ones(B, 1, *SIZE), True)
+    loss = gate_loss(fused._replace(logits=same, unet=same), make_target(True).float(), torch.ones(B, 1, *SIZE), True)
     loss.backward()
     assert loss == 0
     assert not weight.grad.any()
@@ -422,9 +426,8 @@ def test_gate_has_nothing_to_learn_where_the_two_agree():
 def test_gates_term_counts_if_there_is_a_gate(region_based):
     output, targets = make_output(region_based)
     segmentation = make_loss(region_based)
-    fused = make_fused(0.3)._replace(logits=output.logits)
-    truth, counted = segmentation.encode(targets[0])
-    term = gate_loss(fused, output.unet[0], truth, counted, region_based)
+    fused = make_fused(0.3, output.unet[0], output.logits)
+    term = gate_loss(fused, *segmentation.encode(targets[0]), region_based)
     assert term > 0
     without, fixed, gated = (
         AutoSAM2Loss(segmentation, gated=gated)(output._replace(fused=given), targets)
@@ -434,12 +437,53 @@ def test_gates_term_counts_if_there_is_a_gate(region_based):
     torch.testing.assert_close(gated, without + term)
 
 
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_what_the_fusion_leaves_out_counts_as_the_unets(region_based, joint, axis):
+    output, targets = make_output(region_based)
+    masks = torch.randn(B, C if region_based else C - 1, K, *size_along(SIZE, axis)[1:])
+    output = output._replace(slice_axis=axis, sam2=output.sam2._replace(logits=masks))
+    unet = sliced_along(output.unet[0] if joint else output.unet[0].detach(), axis)
+    slices = torch.tensor([[1, 2], [0, 1]])
+    part = (3 * torch.randn(B, C, *unet.shape[3:], 2)).movedim(-1, 2).requires_grad_()
+    whole = unet.scatter(2, slices[:, None, :, None, None].expand_as(part), part)
+    loss = AutoSAM2Loss(make_loss(region_based), joint=joint, gated=False)
+    output = output._replace(logits=sliced_along(whole, axis))
+    results = []
+    for fused in (Fused(part, part, part, part, part[:, :1] > 0, slices), None):  # None: by the logits, whole
+        value = loss(output._replace(fused=fused), targets)
+        results.append([value, *torch.autograd.grad(value, (*output.unet, part), retain_graph=True)])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("ignore", [True, False])
+@pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
+def test_part_by_part_it_is_the_same(region_based, ignore, monkeypatch):
+    loss, logits, target = (
+        make_loss(region_based, ignore),
+        make_logits().requires_grad_(),
+        make_target(region_based, ignore),
+    )
+    whole = loss(logits, target)
+    (gradient,) = torch.autograd.grad(whole, logits)
+    monkeypatch.setattr(loss_module, "VALUES_AT_ONCE", logits.numel() // 3 + 1)
+    encode = mock.Mock(side_effect=loss.encode)
+    monkeypatch.setattr(loss, "encode", encode)
+    in_parts = loss(logits, target)
+    torch.testing.assert_close(in_parts, whole)
+    torch.testing.assert_close(torch.autograd.grad(in_parts, logits), (gradient,))
+    assert encode.call_count == 2 * 3  # forwards, and again backwards
+    with torch.no_grad():
+        torch.testing.assert_close(loss(logits, target), whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("region_based", [True, False], ids=["regions", "labels"])
 def test_compiled_it_is_the_same(region_based):
     output, targets = make_output(region_based)
     weight = torch.rand(B, C, *SIZE, requires_grad=True)
-    output = output._replace(fused=make_fused(0)._replace(sam2_weight=weight))
+    output = output._replace(fused=make_fused(0, output.unet[0], output.logits)._replace(sam2_weight=weight))
     leaves = [output.logits, *output.unet, *output.sam2[:3], weight]
     loss = AutoSAM2Loss(make_loss(region_based))
     expected = loss(output, targets)

@@ -17,6 +17,7 @@ from nnunet_autosam2.architectures.reconstruction import locate_slices, reconstr
 from nnunet_autosam2.architectures.region_selection import select_regions
 from nnunet_autosam2.architectures.slice_axes import size_along, sliced_along
 from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
+from nnunet_autosam2.architectures.training_window import surroundings
 from nnunet_autosam2.config import AutoSAM2Config
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def segment_volume(
     known: SliceEmbeddings | None = None,
 ) -> tuple[SampleMasks, VolumeMasks]:
     """SAM2's masks of the selected slices, the UNet's where it is not prompted, and those of all slices; all of them
-    of the volume as `sliced_along` returns it.
+    of the volume as `sliced_along` returns it. In training they are those of the slices around the window alone.
 
     A prediction skips selected slices on which the UNet sees nothing, but for those beside others: a tumour's ends are
     interpolated between answers of SAM2, as in training, where it is prompted on a window of the selected slices,
@@ -105,16 +106,18 @@ def segment_volume(
         each.unflatten(0, slices.shape).transpose(1, 2) for each in values
     )
     sample_masks = SampleMasks(logits, predicted_iou, object_score, points, labels, slices, prompted)
-    volume_masks = reconstruct(sample_masks, positions)
+    around = surroundings(slices, size[0], config.slice_fraction) if branch.training else None
+    volume_masks = reconstruct(sample_masks, positions if around is None else positions.on(around))
+    volume_masks = volume_masks._replace(slices=around)
     # Not while nnU-Net validates during a training, with deep supervision and often.
     track = config.propagation == "memory" and not (branch.training or branch.deep_supervision)
     if track and answer is not None:
         from nnunet_autosam2.architectures.sam2.propagation import propagate
 
         masks, _, embeddings = answer
-        on_slices = torch.zeros_like(positions.covered).scatter(1, slices, prompted)
+        there = torch.zeros_like(positions.covered).scatter(1, slices, prompted)
         with cudnn_benchmark(allowed=branch.training):
-            volume_masks = propagate(branch, volume, features, on_slices, masks, embeddings, positions, volume_masks)
+            volume_masks = propagate(branch, volume, features, there, masks, embeddings, positions, volume_masks)
     return sample_masks, volume_masks.cropped(size)
 
 
