@@ -135,6 +135,9 @@ class AutoSAM2Config(BaseModel, frozen=True):
     backbone_checkpoint: File | Literal["auto"] | None = None
     """With `backbone=plans`: a checkpoint of nnU-Net to start from, or `auto`, that of nnUNetTrainer for the same data
     set, plans, configuration and fold. The gate of a gated fusion then starts closed."""
+    encoder_checkpoint: File | None = None
+    """With `backbone=plans`: a checkpoint in nnU-Net's layout whose encoder the network starts from, as of
+    self-supervised training."""
     sam2_model: SAM2Model = "sam2.1-hiera-tiny"
     """Version and size of SAM2."""
     sam2_checkpoint: File | Literal["auto", "random"] = "auto"
@@ -219,6 +222,8 @@ class AutoSAM2Config(BaseModel, frozen=True):
     def _backbone_for_its_checkpoint(self) -> AutoSAM2Config:
         fits = self.backbone_checkpoint is None or self.backbone == "plans"
         self._require("backbone_checkpoint", fits, "null, or a file or auto with backbone = plans")
+        fits = self.encoder_checkpoint is None or (self.backbone == "plans" and self.backbone_checkpoint is None)
+        self._require("encoder_checkpoint", fits, "null, or a file with backbone = plans and no backbone_checkpoint")
         return self
 
     @model_validator(mode="after")

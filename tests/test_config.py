@@ -164,6 +164,15 @@ def test_a_backbone_checkpoint_needs_the_backbone_of_the_plans():
     assert AutoSAM2Config(backbone="plans", backbone_checkpoint="auto").backbone_checkpoint == "auto"
 
 
+@pytest.mark.parametrize("others", [{}, {"backbone": "plans", "backbone_checkpoint": "auto"}])
+def test_an_encoder_checkpoint_needs_the_backbone_of_the_plans_and_no_other_start(others: dict):
+    with pytest.raises(
+        ConfigurationError, match=r"encoder_checkpoint = 'mae\.pth' is not possible: .* backbone = plans"
+    ):
+        AutoSAM2Config(encoder_checkpoint="mae.pth", **others)
+    assert AutoSAM2Config(backbone="plans", encoder_checkpoint="mae.pth").encoder_checkpoint == "mae.pth"
+
+
 def test_what_is_frozen_was_trained():
     with pytest.raises(ConfigurationError, match=r"freeze_backbone = True.*backbone_checkpoint"):
         AutoSAM2Config(backbone="plans", freeze_backbone=True)

@@ -13,9 +13,15 @@ from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.planned_unet_2d import PlannedUNet2d
 from nnunet_autosam2.architectures.unet import ResidualUNet3d
 from nnunet_autosam2.config import AutoSAM2Config
+from nnunet_autosam2.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from nnunet_autosam2.architectures.sam2.branch import SAM2Branch
+
+NO_BACKBONE = (
+    "a backbone has to be a PlainConvUNet or ResidualEncoderUNet, as nnU-Net plans them. A transformer such as Primus "
+    "has no decoder with a level at a quarter of the resolution, from which SAM2 gets features and prompts"
+)
 
 
 def make_unet(
@@ -25,11 +31,17 @@ def make_unet(
     strides: Sequence[Sequence[int]],
     planned: Any,
 ) -> Backbone:
-    """AutoSAM2's own UNet, or the network that nnU-Net planned; frozen where the configuration says so."""
+    """AutoSAM2's own UNet, or the network that nnU-Net planned; frozen where the configuration says so.
+
+    Raises:
+        ConfigurationError: `planned` has no encoder and decoder by levels.
+    """
     unet: Backbone
     if planned is None:
         unet = ResidualUNet3d(in_channels, num_classes, strides, config.enable_unet_decoder)
     else:
+        if not hasattr(getattr(planned, "encoder", None), "strides"):
+            raise ConfigurationError(f"{type(planned).__name__} cannot be the backbone: {NO_BACKBONE}.")
         kind = PlannedUNet if len(planned.encoder.strides[0]) == 3 else PlannedUNet2d
         unet = kind(planned, config.enable_unet_decoder)
     if config.freeze_backbone:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nnunet_autosam2.config import PLANS_KEY
-from nnunet_autosam2.errors import ConfigurationError
-from nnunet_autosam2.support.configurations import changed_block
+from nnunet_autosam2.benchmark.arms import Arm, find_arms
 from nnunet_autosam2.support.plans import find_plans, read_plans, require_configuration
-from nnunet_autosam2.support.staging import replace_file
 
 if TYPE_CHECKING:
     from nnunet_autosam2.benchmark.models import ComparedModel
@@ -49,28 +45,12 @@ def find_ablations(dataset: str, names: Sequence[str], plans: str, configuration
             not possible there.
         DatasetError: as of `find_models`.
     """
-    from nnunet_autosam2.benchmark.models import find_models  # with torch, which takes seconds
-
     path = find_plans(dataset, plans)
     content = read_plans(path)
     inherited = require_configuration(configuration, content, path)
-    titles, added = {}, False
     chosen = [name for name in ABLATIONS if name in names or (ALL in names and _is_possible(name, inherited))]
-    for name in chosen:
-        title, parameters = ABLATIONS[name]
-        own = f"{configuration}_{name}"
-        wanted = {"inherits_from": configuration, PLANS_KEY: changed_block(inherited, parameters, content, path)}
-        there = content["configurations"].setdefault(own, wanted)
-        if there != wanted:
-            raise ConfigurationError(
-                f"{own} in {path} is not what --ablations {name} needs. Rename it, or leave this ablation out."
-            )
-        added |= there is wanted
-        titles[f"{TRAINER}__{plans}__{own}"] = title
-    if added:
-        replace_file(path, json.dumps(content, indent=4))
-    models = find_models(dataset, list(titles), plans, configuration)
-    return [model.titled(titles[model.name]) for model in models]
+    arms = [Arm(name, ABLATIONS[name].title, TRAINER, ABLATIONS[name].parameters, "--ablations") for name in chosen]
+    return find_arms(path, content, configuration, arms)
 
 
 def _is_possible(name: str, configuration: Mapping[str, Any]) -> bool:

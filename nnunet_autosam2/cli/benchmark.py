@@ -40,12 +40,16 @@ class ManyValues(click.Command):
 @click.option(
     "--trainers", multiple=True, metavar="NAME...",
     help="The first is what the others are compared with. TRAINER, or TRAINER__PLANS__CONFIGURATION. "
-         "Default: nnUNetTrainer, with --ablations.",
+         "Default: nnUNetTrainer, with --ablations or --pretrained.",
 )  # fmt: skip
 @click.option(
     "--ablations", multiple=True, metavar="NAME...", type=click.Choice([ALL, *ABLATIONS]),
     help="Upgrades of a trained nnU-Net, each with another part of what SAM2 gives: all, or some of "
          f"{', '.join(ABLATIONS)}. Each gets a configuration of its own in the plans.",
+)  # fmt: skip
+@click.option(
+    "--pretrained", multiple=True, metavar="NAME=FILE...",
+    help="Encoders from elsewhere in the planned network, in nnU-Net's layout; each with SAM2 and without it.",
 )  # fmt: skip
 @click.option("--folds", multiple=True, type=click.IntRange(0), default=(0, 1, 2, 3, 4), metavar="NUMBER...",
               help="Default: 0 1 2 3 4.")  # fmt: skip
@@ -70,6 +74,7 @@ def command(
     dataset: str,
     trainers: tuple[str, ...],
     ablations: tuple[str, ...],
+    pretrained: tuple[str, ...],
     folds: tuple[int, ...],
     configuration: str,
     plans: str,
@@ -89,8 +94,8 @@ def command(
 
     It can be stopped at any time: started again, it goes on. A fold that fails is reported and does not stop the rest.
     """
-    if not trainers and not ablations:
-        raise click.UsageError("Nothing to compare: name --trainers, or --ablations all.")
+    if not (trainers or ablations or pretrained):
+        raise click.UsageError("Nothing to compare: name --trainers, --ablations all, or --pretrained.")
     require_distinct(folds, "--folds")
     parameters = _slurm_parameters(slurm)
     # These take seconds to import.
@@ -98,6 +103,7 @@ def command(
     from nnunet_autosam2.benchmark.dataset import find_legend, find_numbering, find_splits, find_training_cases
     from nnunet_autosam2.benchmark.fold_job import FoldJob
     from nnunet_autosam2.benchmark.models import find_models
+    from nnunet_autosam2.benchmark.pretrained import find_pretrained
     from nnunet_autosam2.benchmark.schedule import require_executor, run_jobs
     from nnunet_autosam2.dataset_conversion.patients import leaks
     from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
@@ -113,6 +119,7 @@ def command(
         require_executor(executor, parameters)
     models = find_models(dataset, trainers or (BASELINE,), plans, configuration)
     models += find_ablations(dataset, ablations, plans, configuration) if ablations else []
+    models += find_pretrained(dataset, pretrained, plans, configuration) if pretrained else []
     numbering = find_numbering(models)
     if numbering.is_brats:
         require_brats_evaluation()

@@ -21,7 +21,7 @@ from nnunet_autosam2.support.configurations import changed_block
 from nnunet_autosam2.support.plans import find_plans, read_plans, require_configuration
 from nnunet_autosam2.support.staging import replace_file
 
-FILES = ("sam2_checkpoint", "backbone_checkpoint")
+FILES = ("sam2_checkpoint", "backbone_checkpoint", "encoder_checkpoint")
 MIN_FEATURE_MAP_SIZE = 4  # as nnU-Net's planner
 MIN_STAGES = 3  # nnU-Net's deep supervision gives the coarsest output no weight, so there have to be two
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from nnunet_autosam2.architectures.parts import NO_BACKBONE
 from nnunet_autosam2.errors import AutoSAM2Error, WeightsError
 from nnunet_autosam2.support.checkpoint import init_args, load_network, read_nnunet_checkpoint
 from nnunet_autosam2.support.configurations import lineage
@@ -68,7 +69,13 @@ def load_backbone(network: nn.Module, path: Path, configuration: Mapping[str, An
     ]
     if differences:
         raise WeightsError(f"backbone_checkpoint = {path} is of other plans: {'; '.join(differences)}.")
-    load_network(network, checkpoint["network_weights"], f"backbone_checkpoint = {path}")
+    weights = checkpoint["network_weights"]
+    if isinstance(weights, dict) and weights and not any(str(name).startswith("encoder.") for name in weights):
+        raise WeightsError(
+            f"backbone_checkpoint = {path} is of {checkpoint['trainer_name']}, whose network is not the one of the "
+            f"plans: {NO_BACKBONE}."
+        )
+    load_network(network, weights, f"backbone_checkpoint = {path}")
 
 
 def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:

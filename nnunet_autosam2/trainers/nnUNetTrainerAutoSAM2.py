@@ -37,6 +37,7 @@ from nnunet_autosam2.trainers.gate_veto import GateVerdict, close_gates, open_ga
 from nnunet_autosam2.trainers.intensities import intensities
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
+from nnunet_autosam2.trainers.pretrained import load_pretrained, take_pretrained_weights
 from nnunet_autosam2.trainers.resuming import changes, require_same_structure
 from nnunet_autosam2.trainers.test_time_augmentation import install as install_test_time_augmentation
 
@@ -51,6 +52,7 @@ BEFORE = {"black_background": False, "regions_per_slice": None}
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
 
 install_test_time_augmentation()
+take_pretrained_weights()
 
 
 class PatienceExhausted(Exception):
@@ -226,6 +228,9 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             assert isinstance(self.autosam2.unet, PlannedUNet)
             load_backbone(self.autosam2.unet.network, path, self.configuration_manager.configuration, self.dataset_json)
             self.print_to_log_file(f"The backbone starts from {path}.")
+        if self.config.encoder_checkpoint is not None and not self.autosam2.state_was_loaded:
+            path = expanded(self.config.encoder_checkpoint, "encoder_checkpoint = ")
+            self.print_to_log_file(load_pretrained(self.autosam2, path, f"encoder_checkpoint = {path}"))
         if self.config.uses_sam2 and not (self.autosam2.state_was_loaded and self.autosam2.sam2_has_weights):
             self.autosam2.load_sam2_weights()
 

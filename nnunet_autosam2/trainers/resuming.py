@@ -8,7 +8,7 @@ from typing import Any
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.errors import ConfigurationError
 
-OF_THE_START = ("backbone_checkpoint", "sam2_checkpoint")
+OF_THE_START = ("backbone_checkpoint", "encoder_checkpoint", "sam2_checkpoint")
 """Where weights come from before the first step; a checkpoint brings its own"""
 
 

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
@@ -10,6 +11,7 @@ from nnunet_autosam2.architectures.parts import make_fusion, make_gate, make_sam
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.unet import ResidualUNet3d
 from nnunet_autosam2.config import AutoSAM2Config
+from nnunet_autosam2.errors import ConfigurationError
 
 STRIDES = ((2, 2, 2),) * 4
 TRAINED = {"backbone": "plans", "backbone_checkpoint": "auto"}
@@ -29,6 +31,12 @@ def planned() -> PlainConvUNet:
 def test_the_backbone_is_the_planned_network_where_there_is_one():
     assert isinstance(make_unet(config(), 3, 2, STRIDES, None), ResidualUNet3d)
     assert isinstance(make_unet(config(backbone="plans"), 3, 2, STRIDES, planned()), PlannedUNet)
+
+
+def test_a_transformer_is_refused():
+    primus = Primus(2, 24, (8, 8, 8), 3, 1, 2, input_shape=(16, 16, 16))
+    with pytest.raises(ConfigurationError, match=r"Primus cannot be the backbone: .* PlainConvUNet or ResidualEncoder"):
+        make_unet(config(backbone="plans"), 3, 2, STRIDES, primus)
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -130,6 +130,40 @@ def test_an_upgrade_leaves_the_trained_nnunet_as_it_is(
     assert predicted[0] == predicted[1]
 
 
+def test_an_encoder_from_elsewhere_by_nnunets_own_option(planned, small, baseline, tmp_path: Path) -> None:
+    """Of one channel, as self-supervised ones are; SAM2's weights come from where they always do."""
+    plans = small("PlainConvUNet")
+    trained = torch.load(baseline("PlainConvUNet") / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    encoder = {name: x for name, x in trained["network_weights"].items() if name.startswith("encoder.")}
+    first = {name: x[:, :1] for name, x in encoder.items() if x.ndim == 5 and x.shape[1] == 4}
+    torch.save({"network_weights": {**encoder, **first}}, tmp_path / "encoder.pth")
+    trainer = "nnUNetTrainerAutoSAM2_Plans"
+    options = ("-tr", trainer, "-p", plans, *CPU, "-pretrained_weights", tmp_path / "encoder.pth")
+    said = planned.run("nnUNetv2_train", "900", "small", "2", *options)
+    assert f"The backbone's encoder starts from {tmp_path / 'encoder.pth'}." in said
+    results = planned.root / "results" / "Dataset900_Phantom" / f"{trainer}__{plans}__small"
+    after = torch.load(results / "fold_2" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    for name, tensor in encoder.items():
+        expected = tensor[:, :1].expand_as(tensor) / 4 if name in first else tensor
+        assert torch.equal(after[f"unet.network.{name}"], expected), name
+    shutil.rmtree(results / "fold_2")
+
+
+@pytest.mark.slow
+def test_pretrained_encoders_in_a_benchmark(with_short, small, baseline, tmp_path: Path) -> None:
+    small("PlainConvUNet")
+    encoder = baseline("PlainConvUNet") / "fold_0" / "checkpoint_final.pth"
+    options = ("--folds", "0", "--device", "cpu", "--timed-cases", "1", "--viewer-cases", "0", "-o", tmp_path)
+    with_short.run("autosam2", "benchmark", "-d", "900", "-c", "small", "--pretrained", f"own={encoder}", *options)
+    record = json.loads((tmp_path / "benchmark.json").read_text())
+    titles = ["nnUNetTrainer", "own, without SAM2", "own, with SAM2"]
+    assert [model["title"] for model in record["models"]] == titles
+    assert all(fold["error"] is None for model in record["models"] for fold in model["folds"])
+    logs = [path.read_text() for path in sorted((tmp_path / "logs").glob("*_Plans*"))]
+    assert len(logs) == 2
+    assert all(f"The backbone's encoder and decoder start from {encoder}." in log for log in logs)
+
+
 @pytest.mark.slow
 def test_a_large_residual_encoder_trains_from_scratch_and_then_from_the_weights_of_another_hybrid(
     planned, small

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.primus import Primus
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -146,6 +147,13 @@ def test_damaged_checkpoints_are_named(plans, dataset_json, checkpoint, entries:
         load_backbone(build(plans, seed=2), path, settings(plans), dataset_json)
     assert str(error.value).startswith("backbone_checkpoint")
     assert str(path) in str(error.value)
+
+
+def test_a_transformer_is_no_backbone(plans, dataset_json, checkpoint):
+    primus = Primus(4, 24, (8, 8, 8), 3, 1, 2, input_shape=(16, 16, 16))
+    path = checkpoint(network_weights=primus.state_dict(), trainer_name="nnUNet_Primus_S_Trainer")
+    with pytest.raises(WeightsError, match=r"of nnUNet_Primus_S_Trainer, whose network is not .*ResidualEncoderUNet"):
+        load_backbone(build(plans, seed=2), path, settings(plans), dataset_json)
 
 
 def test_a_checkpoint_that_is_not_there(plans, dataset_json, tmp_path: Path):

@@ -69,6 +69,9 @@ PAIRS = {
     "a model that does not matter": tuple(
         SMALL.updated({"enable_sam2": False, "sam2_model": f"sam2.1-hiera-{size}"}) for size in ("tiny", "small")
     ),
+    "encoder_checkpoint": tuple(
+        SMALL.updated({"backbone": "plans", "encoder_checkpoint": path}) for path in (None, "mae.pth")
+    ),
     "backbone_checkpoint": tuple(
         SMALL.updated({"backbone": "plans", "backbone_checkpoint": path}) for path in (None, "auto")
     ),
@@ -88,6 +91,7 @@ PAIRS = {
 }
 
 
+STARTS = {"backbone_checkpoint", "encoder_checkpoint"}
 CHANGED = {
     "no slice": "slice_fraction",
     "a rank that matters": "lora_rank",
@@ -139,7 +143,7 @@ def loads(before: AutoSAM2Config, now: AutoSAM2Config) -> bool:
 
 
 def test_every_parameter_is_tried():
-    assert AutoSAM2Config.model_fields.keys() == {*OTHER, "backbone_checkpoint", "freeze_backbone"}
+    assert AutoSAM2Config.model_fields.keys() == {*OTHER, *STARTS, "freeze_backbone"}
 
 
 @pytest.mark.parametrize("pair", PAIRS)
