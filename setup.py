@@ -37,7 +37,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=[*find_packages(include=["nnunet_autosam2", "nnunet_autosam2.*"]), OVERLAY],
-    package_data={"nnunet_autosam2.report": ["templates/*"]},
+    package_data={"nnunet_autosam2": ["py.typed"], "nnunet_autosam2.report": ["templates/*"]},
     package_dir={OVERLAY: "overlay"},
     install_requires=[
         "nnunetv2>=2.8,<3",

@@ -101,9 +101,9 @@ class AutoSAM2Config(BaseModel, frozen=True):
     prompt_threshold: Annotated[float, Field(ge=0.01, le=0.5)] = 0.5
     """Probability of the UNet from which a region is prompted on a slice where none of it is above 0.5. 0.5: it is not
     prompted there."""
-    regions_per_slice: Count | None = 8
-    """Where there are more regions (or foreground classes): those of a slice for which SAM2 is prompted in a training
-    step, of which the UNet sees most. Predictions prompt for all that it sees. Null: for all, seen or not."""
+    regions_per_slice: Count | None = 4
+    """Where there are more regions (or foreground classes): so many of those that the UNet sees on a slice, drawn anew,
+    are prompted for in a training step. Predictions prompt for all that it sees. Null: for all, seen or not."""
     mask_prompt: bool = False
     """The UNet's probability as SAM2's mask prompt, beside points and box."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +44,10 @@ class TrainingWindow:
     def draw(self, count: int) -> int:
         """One of `count` numbers, from 0 on."""
         return int(torch.randint(count, (), generator=self._own_generator()))
+
+    def random(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Numbers from 0 to 1."""
+        return torch.rand(tuple(shape), generator=self._own_generator()).to(device, non_blocking=True)
 
     def _own_generator(self) -> torch.Generator:
         if self.generator is None:

@@ -9,7 +9,7 @@ from nnunet_autosam2.errors import listed
 from nnunet_autosam2.support.text import LINE, printable
 
 
-@click.command()
+@click.command(epilog="Example: autosam2 convert-brats /data/BraTS2021 -d 21 -n BraTS2021")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-d", "--dataset-id", type=int, required=True, help="ID of the new dataset, 1 to 999.")
 @click.option("-n", "--name", required=True, help="Its name: the folder becomes DatasetID_NAME.")

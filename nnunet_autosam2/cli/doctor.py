@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import warnings
@@ -39,12 +40,16 @@ class Finding(NamedTuple):
     detail: str
 
 
-@click.command(short_help="Check that everything a training needs is here.")
+@click.command(
+    short_help="Check that everything a training needs is here.",
+    epilog="Example: autosam2 doctor, or for the report of a fault: autosam2 doctor --json",
+)
 @click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--model", metavar="NAME", help="Same as sam2_model=NAME.")
 @click.option("--fix", is_flag=True, help="Of an editable install, link the trainers into nnU-Net's package.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON, for reports and scripts.")
 @click.pass_context
-def command(context: click.Context, assignments: tuple[str, ...], model: str | None, fix: bool) -> None:
+def command(context: click.Context, assignments: tuple[str, ...], model: str | None, fix: bool, as_json: bool) -> None:
     """Check versions, trainer discovery, device, SAM2 weights and nnU-Net's folders.
 
     KEY=VALUE changes the configuration to check for, such as sam2_checkpoint=random. Exit code 1 when something
@@ -60,15 +65,22 @@ def command(context: click.Context, assignments: tuple[str, ...], model: str | N
         WEIGHTS: lambda: _weights(config),
         "folders": _folders,
     }
-    problems = 0
+    found: list[Finding] = []
     for subject, check in checks.items():
         for finding in _findings(subject, check):
-            problems += finding.status == "PROBLEM"
-            click.echo(f"{finding.status:<8} {finding.subject:<30} {finding.detail}")
-    if problems:
+            found.append(finding)
+            if not as_json:
+                click.echo(f"{finding.status:<8} {finding.subject:<30} {finding.detail}")
+    problems = sum(finding.status == "PROBLEM" for finding in found)
+    if as_json:
+        described = {"system": platform.platform(), "findings": [finding._asdict() for finding in found]}
+        click.echo(json.dumps({**described, "problems": problems}, indent=4))
+    elif problems:
         click.echo(f"{problems} problem{'s' if problems > 1 else ''} would stop a training.")
+    else:
+        click.echo("Nothing would stop a training.")
+    if problems:
         context.exit(1)
-    click.echo("Nothing would stop a training.")
 
 
 def _findings(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

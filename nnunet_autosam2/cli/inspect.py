@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 VETOED = "fusion.seg_layers.vetoed"
 
 
-@click.command(short_help="Show what is in a checkpoint, and run nothing of it.")
+@click.command(
+    short_help="Show what is in a checkpoint, and run nothing of it.",
+    epilog="Example: autosam2 inspect RESULTS_FOLDER/fold_0/checkpoint_final.pth",
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--tensors", is_flag=True, help="Every tensor with its shape and type, in the place of a line a part.")
 def command(checkpoint: Path, tensors: bool) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(epilog="Example: autosam2 make-phantom phantom --cases 10 --tumours 3")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--cases", type=int, default=6, show_default=True, help="Number of cases.")
 @click.option(

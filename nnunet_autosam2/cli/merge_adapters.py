@@ -14,7 +14,10 @@ KEPT = ("trainer_name", "init_args", "inference_allowed_mirroring_axes")
 """Keys that a prediction reads beside the weights. The state of the optimiser fits the adapters alone."""
 
 
-@click.command(short_help="Merge low-rank adapters into SAM2's weights, for prediction.")
+@click.command(
+    short_help="Merge low-rank adapters into SAM2's weights, for prediction.",
+    epilog="Example: autosam2 merge-adapters RESULTS_FOLDER merged",
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="File name in the folds.")

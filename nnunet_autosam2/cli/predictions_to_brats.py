@@ -7,7 +7,7 @@ import click
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
 
 
-@click.command()
+@click.command(epilog="Example: autosam2 predictions-to-brats predicted predicted_brats")
 @click.argument("predictions", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(

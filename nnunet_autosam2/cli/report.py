@@ -5,7 +5,10 @@ from pathlib import Path
 import click
 
 
-@click.command(short_help="Make web pages of a benchmark, with a 3D viewer.")
+@click.command(
+    short_help="Make web pages of a benchmark, with a 3D viewer.",
+    epilog="Example: autosam2 report benchmark_Dataset021_BraTS2021 --viewer-cases 10",
+)
 @click.argument("benchmark", type=click.Path(path_type=Path))
 @click.option(
     "--viewer-cases",

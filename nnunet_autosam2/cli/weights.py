@@ -24,7 +24,7 @@ def command() -> None:
     """List, get, verify and find the weights of SAM2."""
 
 
-@command.command("list")
+@command.command("list", epilog="Example: autosam2 weights list")
 def list_models() -> None:
     """List the official models.
 
@@ -34,7 +34,7 @@ def list_models() -> None:
     click.echo(aligned([header, *(_row(model) for model in SAM2_MODELS)]))
 
 
-@command.command()
+@command.command(epilog="Example: autosam2 weights get sam2.1-hiera-small")
 @click.argument("model", default=DEFAULT)
 def get(model: str) -> None:
     """Download the file of an official model.
@@ -49,7 +49,7 @@ def get(model: str) -> None:
     click.echo(path or weights.download(config))
 
 
-@command.command()
+@command.command(epilog="Example: autosam2 weights verify MedSAM2.pt")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--model", metavar="NAME", help="Model to check against. Default: the one that FILE looks like.")
 def verify(file: Path | None, model: str | None) -> None:
@@ -94,7 +94,7 @@ def verify(file: Path | None, model: str | None) -> None:
     click.echo(memory)
 
 
-@command.command()
+@command.command(epilog="Example: autosam2 weights where sam2_checkpoint=auto")
 @click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--model", metavar="NAME", help="Same as sam2_model=NAME.")
 def where(assignments: tuple[str, ...], model: str | None) -> None:

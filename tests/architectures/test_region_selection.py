@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nnunet_autosam2.architectures.region_selection import select_regions
+from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss
 
@@ -23,7 +24,8 @@ def make_probabilities() -> torch.Tensor:
 
 
 def select(training: bool, **parameters) -> list[list[int]] | None:
-    regions = select_regions(make_probabilities(), AutoSAM2Config(**parameters), training)
+    window = TrainingWindow() if training else None
+    regions = select_regions(make_probabilities(), AutoSAM2Config(**parameters), window)
     return None if regions is None else regions.tolist()
 
 
@@ -34,11 +36,24 @@ def test_a_prediction_has_those_that_are_there():
     assert 2 in second
 
 
-def test_a_training_has_a_fixed_number():
-    first, second = select(training=True, regions_per_slice=2)
-    assert first == [3, 6]
-    assert len(second) == 2
+def test_a_training_has_a_fixed_number_of_those_that_are_there():
+    torch.manual_seed(0)
+    window, config = TrainingWindow(), AutoSAM2Config(regions_per_slice=2)
+    drawn = [select_regions(make_probabilities(), config, window).tolist() for _ in range(60)]
+    assert {tuple(first) for first, _ in drawn} == {(1, 3), (1, 6), (3, 6)}
+    often = sum(first == [1, 3] for first, _ in drawn)
+    assert 10 <= often <= 30, "each as often as the others, whatever its size"
+    assert all(len(second) == 2 and 2 in second for _, second in drawn)
     assert select(training=True, regions_per_slice=4)[0] == [1, 3, 5, 6]
+
+
+def test_draws_are_of_the_windows_generator():
+    window, probabilities = TrainingWindow(), torch.rand(6, R, 4, 4)
+    config = AutoSAM2Config(regions_per_slice=2)
+    first = select_regions(probabilities, config, window)
+    window.generator = None
+    torch.rand(7)  # of others
+    assert torch.equal(select_regions(probabilities, config, window), first)
 
 
 def test_a_lower_threshold_finds_more():

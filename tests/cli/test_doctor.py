@@ -1,4 +1,5 @@
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -73,6 +74,17 @@ def test_problems_are_named_and_counted(environment, tmp_path):
     assert findings(done)["nnUNet_raw"][0] == "note"
     assert "AUTOSAM2_SAM2_WEIGHTS" in findings(done)["SAM2 weights"][1]
     assert done.stdout.splitlines()[-1] == "2 problems would stop a training."
+
+
+def test_as_json_it_finds_the_same(environment):
+    del environment["nnUNet_preprocessed"]
+    table, described = doctor(environment), doctor(environment, "--json")
+    assert described.returncode == table.returncode == 1
+    content = json.loads(described.stdout)
+    found = {finding["subject"]: (finding["status"], finding["detail"]) for finding in content["findings"]}
+    assert found == findings(table)
+    assert content["problems"] == len(problems(table)) == 2
+    assert content["system"]
 
 
 @pytest.mark.slow

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -76,3 +79,24 @@ def test_weights_named_by_an_impossible_path(named: str):
         assert result.exit_code == 1
         assert isinstance(result.exception, SystemExit), result.exc_info
         assert f"{named}: "[:900] in result.output
+
+
+def every_command() -> Iterator[tuple[str, click.Command]]:
+    for name in main.list_commands(click.Context(main)):
+        command = main.get_command(click.Context(main), name)
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {own}", inner) for own, inner in command.commands.items())
+        else:
+            yield name, command
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [*every_command()], ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_help_ends_with_an_example_that_can_be_read(name: str, command: click.Command):
+    example = command.epilog.removeprefix("Example: ")
+    assert example != command.epilog
+    for each in example.split("autosam2 ")[1:]:
+        assert each.startswith(name)
+        arguments = shlex.split(each.removeprefix(name).split(",")[0])
+        command.make_context(name, arguments, resilient_parsing=True)

@@ -93,7 +93,7 @@ def segment_volume(
         branch.require_weights(config)
         features = resize(unet.middle_features, (volume.shape[2], *unet.middle_features.shape[3:]))
         images, features_there, opinion = (take_slices(each, slices)[rows] for each in (volume, features, foreground))
-        regions = select_regions(opinion, config, branch.training)
+        regions = select_regions(opinion, config, branch.training_window if branch.training else None)
         embeddings = None if known is None else _embeddings_of(known, rows)
         with cudnn_benchmark(allowed=branch.training):
             answer = branch(images, features_there, opinion, config, embeddings, regions)
