@@ -70,7 +70,7 @@ def load_backbone(network: nn.Module, path: Path, configuration: Mapping[str, An
     if differences:
         raise WeightsError(f"backbone_checkpoint = {path} is of other plans: {'; '.join(differences)}.")
     weights = checkpoint["network_weights"]
-    if isinstance(weights, dict) and weights and not any(str(name).startswith("encoder.") for name in weights):
+    if isinstance(weights, dict) and weights and not weights.keys() & network.state_dict().keys():
         raise WeightsError(
             f"backbone_checkpoint = {path} is of {checkpoint['trainer_name']}, whose network is not the one of the "
             f"plans: {NO_BACKBONE}."

@@ -7,6 +7,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -83,6 +84,9 @@ class From(TrainingWindow):
 
     def draw(self, count: int) -> int:
         return count - 1
+
+    def random(self, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+        return torch.linspace(0, 1, shape[-1], device=device).expand(*shape)
 
 
 def with_windows(network: AutoSAM2, starts: torch.Tensor) -> AutoSAM2:

@@ -206,11 +206,15 @@ def test_pretrained_weights_of_other_labels(planned, trained: Path) -> None:
 
     shutil.rmtree(results)
     unfit = planned.root / "unfit.pth"
-    torch.save({"network_weights": {"encoder.weight": torch.zeros(1)}}, unfit)
-    assert "is missing in the pretrained model weights" in planned.run(
-        *command, "-pretrained_weights", unfit, expected=1
-    )
-    assert not results.exists()
+    for name, fault in (
+        ("encoder.weight", "is for a network that nnU-Net planned: set backbone = plans"),
+        ("unet.weight", "does not fit: Key "),
+    ):
+        torch.save({"network_weights": {name: torch.zeros(1)}}, unfit)
+        said = planned.run(*command, "-pretrained_weights", unfit, expected=1)
+        assert f"Error: -pretrained_weights {unfit} {fault}" in said
+        assert "Traceback" not in said
+        assert not results.exists()
 
 
 def test_no_memory_for_a_single_slice_is_told_in_one_line(loading) -> None:
