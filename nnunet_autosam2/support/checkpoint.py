@@ -84,9 +84,18 @@ def load_network(network: nn.Module, weights: Any, source: object) -> None:
         "unknown": [name for name in weights if name not in own],
     }
     faults |= unusable(weights, own)
-    if problems := [f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names]:
-        raise WeightsError(f"{source} does not fit the network of the plans: {'; '.join(problems)}.")
+    if problems := faults_in_words(faults):
+        raise WeightsError(f"{source} does not fit the network of the plans: {problems}.")
     network.load_state_dict(weights)
+
+
+def faults_in_words(faults: Mapping[str, Sequence[str]]) -> str:
+    """Kinds of fault and the names that have them, for a message; empty where there are none.
+
+    >>> faults_in_words({"missing": ["a", "b"], "unknown": []})
+    '2 missing: a, b'
+    """
+    return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names)
 
 
 def unusable(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, list[str]]:

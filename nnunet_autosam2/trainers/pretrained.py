@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
-from nnunet_autosam2.errors import WeightsError, exit_on_user_error, listed
-from nnunet_autosam2.support.checkpoint import IN_A_LOG, read_torch_file, unusable
+from nnunet_autosam2.errors import WeightsError, exit_on_user_error
+from nnunet_autosam2.support.checkpoint import IN_A_LOG, faults_in_words, read_torch_file, unusable
 
 EXPECTED = "Expected a checkpoint in nnU-Net's layout, with network_weights."
 WRAPPERS = ("module.", "_orig_mod.")
@@ -49,9 +49,9 @@ def load_pretrained(network: AutoSAM2, path: Path, source: str) -> str:
     state |= _for_all_channels(state, {name: own[name] for name in encoder})
     faults = {"missing": [name for name in encoder if name not in state]}
     faults |= unusable(state, {name: own[name] for name in encoder})
-    if problems := [f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names]:
+    if problems := faults_in_words(faults):
         raise WeightsError(
-            f"{source} does not fit the encoder of the plans, {type(planned).__name__}: {'; '.join(problems)}. Plan "
+            f"{source} does not fit the encoder of the plans, {type(planned).__name__}: {problems}. Plan "
             "with the planner that it was made for."
         )
     decoder = [name for name in own if name.startswith("decoder.") and not _is_of_others(name)]
