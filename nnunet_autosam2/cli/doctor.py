@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -18,19 +17,9 @@ from nnunet_autosam2.config import AutoSAM2Config, parse_assignments
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.support import discovery
 from nnunet_autosam2.support.discovery import TRAINER
+from nnunet_autosam2.support.environment import device_name, versions
 
 WEIGHTS = "SAM2 weights"
-DISTRIBUTIONS = (
-    "nnunet-autosam2",
-    "nnunetv2",
-    "torch",
-    "sam2",
-    "peft",
-    "dynamic-network-architectures",
-    "batchgenerators",
-    "SimpleITK",
-    "nibabel",
-)
 
 
 class Finding(NamedTuple):
@@ -94,12 +83,9 @@ def _findings(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[
 
 
 def _versions() -> Iterator[Finding]:
-    yield Finding("ok", "Python", platform.python_version())
-    for name in DISTRIBUTIONS:
-        try:
-            yield Finding("ok", name, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding("PROBLEM", name, f"not installed: pip install {name}")
+    for name, version in versions().items():
+        missing = f"not installed: pip install {name}"
+        yield Finding("PROBLEM", name, missing) if version is None else Finding("ok", name, version)
 
 
 def _fix() -> Iterator[Finding]:
@@ -124,12 +110,10 @@ def _trainer(config: AutoSAM2Config) -> Iterator[Finding]:
 
 
 def _device() -> Iterator[Finding]:
-    import torch
-
     from nnunet_autosam2.architectures.sam2.model import supports_bfloat16
 
     device = discovery.default_device()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{device} (train with -device {device})"
+    name = device_name(device) + ("" if device.type == "cuda" else f" (train with -device {device})")
     precision = "bfloat16" if supports_bfloat16(device) else "no bfloat16 units"
     yield Finding("ok" if device.type == "cuda" else "note", "device", f"{name}, {precision}")
 

@@ -21,7 +21,7 @@ from nnunet_autosam2.architectures.mri_to_rgb import choose_rgb_channels
 from nnunet_autosam2.architectures.outputs import AutoSAM2Output
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.architectures.sam2.chunking import is_out_of_memory
-from nnunet_autosam2.architectures.sam2.weights import expanded
+from nnunet_autosam2.architectures.sam2.weights import expanded, find
 from nnunet_autosam2.architectures.unet import strides_for
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, TrainingError, exit_on_user_error
@@ -39,6 +39,13 @@ from nnunet_autosam2.trainers.loss import AutoSAM2Loss, sample_weight_of
 from nnunet_autosam2.trainers.lr_schedule import IterationOneCycleLR
 from nnunet_autosam2.trainers.pretrained import load_pretrained, take_pretrained_weights
 from nnunet_autosam2.trainers.resuming import changes, require_same_structure
+from nnunet_autosam2.trainers.run_manifest import (
+    RunManifest,
+    file_checksum,
+    keep_predictions,
+    training_facts,
+    weights_checksum,
+)
 from nnunet_autosam2.trainers.test_time_augmentation import install as install_test_time_augmentation
 
 TEST_RUN = AutoSAM2Config(num_epochs=2, num_iterations_per_epoch=10, num_val_iterations_per_epoch=2)
@@ -53,6 +60,7 @@ LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epo
 
 install_test_time_augmentation()
 take_pretrained_weights()
+keep_predictions()
 
 
 class PatienceExhausted(Exception):
@@ -93,6 +101,9 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
         lengths = TEST_RUN if self.config.test_run else self.config
         for name in LENGTHS:
             setattr(self, name, getattr(lengths, name) or getattr(self, name))
+        self.manifest: RunManifest | None = None
+        self.started_from: dict[str, dict[str, str | None]] = {}
+        """Part of the network → file that its weights come from, and its checksum"""
         self.progress: HybridProgress | None = None
         self.restored_epochs: int | None = None
         """Epochs that the best weights have been trained for, where they became the final ones"""
@@ -216,6 +227,12 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             remove_unfinished(Path(self.output_folder))
         changed = AutoSAM2Config().differences(self.config)
         self.print_to_log_file("AutoSAM2:", ", ".join(f"{key} = {value}" for key, (_, value) in changed.items()))
+        if self.local_rank == 0:
+            self.manifest = RunManifest(Path(self.output_folder), "training", self.device, training_facts(self))
+            self.manifest.write()
+
+    def _note_start(self, part: str, path: Path | None) -> None:
+        self.started_from[part] = {"file": str(path) if path else None, "sha256": path and file_checksum(path)}
 
     def _load_initial_weights(self) -> None:
         """Unless a checkpoint of this network is there already, by `--c` or by `-pretrained_weights`."""
@@ -228,11 +245,14 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             assert isinstance(self.autosam2.unet, PlannedUNet)
             load_backbone(self.autosam2.unet.network, path, self.configuration_manager.configuration, self.dataset_json)
             self.print_to_log_file(f"The backbone starts from {path}.")
+            self._note_start("backbone", path)
         if self.config.encoder_checkpoint is not None and not self.autosam2.state_was_loaded:
             path = expanded(self.config.encoder_checkpoint, "encoder_checkpoint = ")
             self.print_to_log_file(load_pretrained(self.autosam2, path, f"encoder_checkpoint = {path}"))
+            self._note_start("encoder", path)
         if self.config.uses_sam2 and not (self.autosam2.state_was_loaded and self.autosam2.sam2_has_weights):
             self.autosam2.load_sam2_weights()
+            self._note_start("sam2", find(self.config).path)
 
     def _refuse_other_config_of_same_model(self) -> None:
         """Folds share one plans.json; writing another configuration into it would break those already trained."""
@@ -369,6 +389,9 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             for line in close_gates(self.autosam2, self._gathered(own)[0]):
                 self.print_to_log_file(line)
         super().on_train_end()
+        if self.manifest is not None:
+            weights = weights_checksum(self.autosam2.state_dict())
+            self.manifest.end({"epochs": self.current_epoch, "weights_sha256": [weights]})
 
     def run_training(self) -> None:
         with exit_on_user_error():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.planned_unet import PlannedUNet
 from nnunet_autosam2.errors import WeightsError, exit_on_user_error
 from nnunet_autosam2.support.checkpoint import IN_A_LOG, faults_in_words, read_torch_file, unusable
+from nnunet_autosam2.trainers.patching import autosam2_of, put_around
 
 EXPECTED = "Expected a checkpoint in nnU-Net's layout, with network_weights."
 WRAPPERS = ("module.", "_orig_mod.")
@@ -90,14 +90,13 @@ def take_pretrained_weights() -> None:
 
     Checkpoints of hybrids are read as ever, and so is everything for other networks.
     """
-    load = run_training.load_pretrained_weights
-    if hasattr(load, "without_autosam2"):
-        return
+    put_around(run_training, "load_pretrained_weights", _with_backbones)
 
-    @functools.wraps(load)
+
+def _with_backbones(load: Callable[..., None]) -> Callable[..., None]:
     def load_pretrained_weights(network: Any, fname: str, verbose: bool = False) -> None:
-        inner = getattr(network, "module", network)  # distributed
-        if not isinstance(inner, AutoSAM2):
+        autosam2 = autosam2_of(network)
+        if autosam2 is None:
             load(network, fname, verbose)
             return
         source = f"-pretrained_weights {fname}"
@@ -107,10 +106,9 @@ def take_pretrained_weights() -> None:
                     load(network, fname, verbose)
                 except AssertionError as error:
                     raise WeightsError(f"{source} does not fit: {error}") from error
-            elif starts := [key for key in STARTS if getattr(inner.config, key) is not None]:
+            elif starts := [key for key in STARTS if getattr(autosam2.config, key) is not None]:
                 raise WeightsError(f"{source} and {starts[0]} are two starts for one backbone: leave one out.")
             else:
-                print(load_pretrained(inner, Path(fname), source))
+                print(load_pretrained(autosam2, Path(fname), source))
 
-    load_pretrained_weights.without_autosam2 = load  # type: ignore[attr-defined]
-    run_training.load_pretrained_weights = load_pretrained_weights
+    return load_pretrained_weights

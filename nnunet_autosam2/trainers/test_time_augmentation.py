@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
-from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.masks import SAM2Output
 from nnunet_autosam2.config import AutoSAM2Config
+from nnunet_autosam2.trainers.patching import autosam2_of, put_around
 
 PREDICT_TILE = "_internal_maybe_mirror_and_predict"
 MIRRORINGS = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
@@ -76,18 +76,15 @@ def install() -> None:
 
     nnU-Net has no place for it: what a tile begins and ends with is within its predictor.
     """
-    predict_tile = getattr(nnUNetPredictor, PREDICT_TILE, None)
-    if predict_tile is None:
+    if not put_around(nnUNetPredictor, PREDICT_TILE, _with_sam2_once):
         warnings.warn(
             "This version of nnU-Net predicts tiles in a way that is not known here: predictions with mirroring ask "
             "SAM2 in every pass, and take longer.",
             stacklevel=2,
         )
-        return
-    if hasattr(predict_tile, "without_autosam2"):
-        return
 
-    @functools.wraps(predict_tile)
+
+def _with_sam2_once(predict_tile: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def predict(self: Any, tile: Tensor) -> Tensor:
         network, config = self.network, _config_in_use(self.network)
         # Without the UNet's decoder all passes would be one.
@@ -100,15 +97,12 @@ def install() -> None:
         finally:
             self.network = network
 
-    predict.without_autosam2 = predict_tile  # type: ignore[attr-defined]
-    setattr(nnUNetPredictor, PREDICT_TILE, predict)
+    return predict
 
 
 def _config_in_use(network: Any) -> AutoSAM2Config | None:
     """The configuration of an AutoSAM2 network that predicts with SAM2."""
-    while not isinstance(network, AutoSAM2):
-        network = getattr(network, "module", getattr(network, "_orig_mod", None))  # distributed; compiled
-        if network is None:
-            return None
-    in_use = network.config.uses_sam2 and not (network.training or network.deep_supervision)
-    return network.config if in_use else None
+    autosam2 = autosam2_of(network)
+    if autosam2 is None or autosam2.training or autosam2.deep_supervision or not autosam2.config.uses_sam2:
+        return None
+    return autosam2.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 from sam2.build_sam import build_sam2
 
+from nnunet_autosam2.trainers.run_manifest import FILE
 from tests.fork_server import ForkServer
 
 DATASET = "Dataset900_Phantom"
@@ -92,6 +94,10 @@ class Workspace:
             "--disable_tta", "--save_probabilities", "-npp", "1", "-nps", "1",
         )  # fmt: skip
         return {path.name: np.load(path)["probabilities"] for path in sorted(output.glob("*.npz"))}
+
+    def runs(self, folder: Path) -> list[dict]:
+        """Those in the manifest of a folder."""
+        return json.loads((folder / FILE).read_text())["runs"]
 
     def results(self, trainer: str, configuration: str) -> Path:
         return self.root / "results" / DATASET / f"{trainer}__nnUNetPlans__{configuration}"

@@ -43,6 +43,25 @@ def test_prediction_with_mirroring(prediction: Path, images: Path) -> None:
         assert probabilities.shape[0] == 3
 
 
+def test_the_manifest_of_a_prediction_names_the_weights_of_its_training(
+    planned, prediction: Path, trained: Path
+) -> None:
+    (training,), (run,) = planned.runs(trained / "fold_0"), planned.runs(prediction)
+    asked = {"dataset": "Dataset900_Phantom", "trainer": "nnUNetTrainerAutoSAM2", "configuration": "tiny"}
+    assert {key: run[key] for key in asked} == asked
+    assert (run["task"], run["cases"], run["mirroring"]) == ("prediction", 2, [0, 1, 2])
+    assert run["weights_sha256"] == training["weights_sha256"]
+    assert run["autosam2"] == training["autosam2"]
+    assert run["ended"] >= run["started"] >= training["ended"]
+
+
+def test_parts_of_a_prediction_are_runs_of_one_manifest(planned, trained: Path, images: Path, tmp_path: Path) -> None:
+    predict(planned, images, tmp_path / "two", "--disable_tta", "-num_parts", "2", "-part_id", "0")
+    sequential = [option if option.startswith("-") else "0" for option in ("-npp", "1", "-nps", "1")]
+    predict(planned, images, tmp_path / "two", "--disable_tta", "-num_parts", "1", "--continue_prediction", *sequential)
+    assert [(run["cases"], run["mirroring"]) for run in planned.runs(tmp_path / "two")] == [(1, None), (1, None)]
+
+
 def test_prediction_without_mirroring_repeats_itself(planned, trained: Path, images: Path, tmp_path: Path) -> None:
     predict(planned, images, tmp_path / "a", "--disable_tta")
     predict(planned, images, tmp_path / "b", "--disable_tta")

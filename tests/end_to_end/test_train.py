@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from nnunet_autosam2.trainers.run_manifest import weights_checksum
 
 pytestmark = pytest.mark.end_to_end
 TRAIN = ("nnUNetv2_train", "900")
@@ -29,6 +32,19 @@ def test_results_hold_all_that_a_prediction_needs(trained: Path) -> None:
     assert final["trainer_name"] == "nnUNetTrainerAutoSAM2"
     assert any(name.startswith("sam2_branch.sam2.image_encoder") for name in final["network_weights"])
     assert (trained / "fold_0" / "validation" / "summary.json").is_file()
+
+
+def test_the_manifest_tells_what_was_trained_from_what(planned, trained: Path) -> None:
+    (run,) = planned.runs(trained / "fold_0")
+    asked = {"dataset": "Dataset900_Phantom", "trainer": "nnUNetTrainerAutoSAM2", "configuration": "tiny", "fold": 0}
+    assert {key: run[key] for key in asked} == asked
+    assert (run["task"], run["epochs_before"], run["epochs"], run["device"]) == ("training", 0, 2, "cpu")
+    weights = Path(planned.environment["AUTOSAM2_SAM2_WEIGHTS"])
+    assert run["started_from"] == {"sam2": {"file": str(weights), "sha256": sha256(weights.read_bytes()).hexdigest()}}
+    final = checkpoint(trained / "fold_0" / "checkpoint_final.pth")
+    assert run["weights_sha256"] == [weights_checksum(final["network_weights"])]
+    plans = json.loads((trained / "plans.json").read_text())
+    assert run["autosam2"] == plans["configurations"]["tiny"]["autosam2"]
 
 
 def test_sam2_starts_from_the_checkpoint_and_its_encoder_stays_as_it_is(planned, trained: Path) -> None:
@@ -144,6 +160,7 @@ def test_a_resumed_run_trains_with_the_parameters_of_now(planned) -> None:
     ):
         assert output.count(line) == 1
     final = checkpoint(folder / "checkpoint_final.pth")
+    assert [(run["epochs_before"], run["epochs"]) for run in planned.runs(folder)] == [(0, 2), (2, 4)]
     (group,) = final["optimizer_state"]["param_groups"]
     oracle = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     schedule = torch.optim.lr_scheduler.OneCycleLR(oracle, max_lr=0.02, total_steps=4)

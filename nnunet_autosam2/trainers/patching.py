@@ -1,0 +1,32 @@
+"""Functions of nnU-Net that do more for an AutoSAM2 network, where nnU-Net has no place for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+
+
+def put_around(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> bool:
+    """Puts `wrap(function)` in the place of the function `name` of a class or module; once, however often it is called.
+
+    Returns:
+        False: there is no such function.
+    """
+    function = getattr(owner, name, None)
+    if function is None:
+        return False
+    if not hasattr(function, "without_autosam2"):
+        wrapped: Any = functools.wraps(function)(wrap(function))
+        wrapped.without_autosam2 = function
+        setattr(owner, name, wrapped)
+    return True
+
+
+def autosam2_of(network: Any) -> AutoSAM2 | None:
+    """The AutoSAM2 network in a distributed or compiled one; None: it is another."""
+    while network is not None and not isinstance(network, AutoSAM2):
+        network = getattr(network, "module", getattr(network, "_orig_mod", None))
+    return network

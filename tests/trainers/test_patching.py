@@ -1,0 +1,36 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_autosam2 import AutoSAM2
+from nnunet_autosam2.trainers.patching import autosam2_of, put_around
+
+
+def test_a_function_is_wrapped_once_and_keeps_its_name() -> None:
+    def double(value: int) -> int:
+        return 2 * value
+
+    owner = SimpleNamespace(double=double)
+    for _ in range(2):
+        assert put_around(owner, "double", lambda function: lambda value: function(value) + 1)
+    assert owner.double(3) == 7
+    assert owner.double.__name__ == "double"
+    assert owner.double.without_autosam2 is double
+
+
+def test_says_what_is_not_there() -> None:
+    owner = SimpleNamespace()
+    assert not put_around(owner, "double", lambda function: function)
+    assert not hasattr(owner, "double")
+
+
+@pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
+def test_the_network_is_found_in_what_is_around_it() -> None:
+    network = AutoSAM2(3, 2, slice_fraction=0)
+    assert autosam2_of(network) is network
+    assert autosam2_of(torch.compile(network)) is network
+    assert autosam2_of(nn.DataParallel(network)) is network
+    assert autosam2_of(nn.Linear(1, 1)) is None
+    assert autosam2_of(None) is None
