@@ -1,6 +1,6 @@
 """The parameters of AutoSAM2 as text, from the fields of AutoSAM2Config.
 
-`python -m nnunet_autosam2.parameter_table README.md` writes the table between the two marks of that file anew.
+`python -m nnunet_autosam2.parameter_table docs/parameters.md` writes the table between the two marks of that file anew.
 """
 
 from __future__ import annotations

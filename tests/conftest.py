@@ -24,7 +24,7 @@ from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.trainers import nnUNetTrainerAutoSAM2
 from tests.shared_data import DATA
 
-pytest_plugins = ["benchmark_folder"]
+pytest_plugins = ["benchmark_folder", "browser"]
 
 
 def pytest_collection_finish() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from nnunet_autosam2.config import AutoSAM2Config
 from nnunet_autosam2.parameter_table import parameter_table, parameters, with_table
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "parameters.md"
 
 
-def test_the_readme_holds_the_table():
-    text = README.read_text(encoding="utf-8")
+def test_the_page_holds_the_table():
+    text = PAGE.read_text(encoding="utf-8")
     assert parameter_table() in text
     assert with_table(text) == text, "run `make format`"
 
@@ -31,7 +31,7 @@ def test_bounds_come_from_the_fields():
 
 
 def test_the_command_writes_between_the_marks_alone(tmp_path):
-    document = tmp_path / "README.md"
+    document = tmp_path / "parameters.md"
     document.write_text("# Before\n<!-- parameters -->\nold\n<!-- /parameters -->\nafter, \\1 and old\n")
     subprocess.run([sys.executable, "-m", "nnunet_autosam2.parameter_table", document], check=True)
     assert document.read_text(encoding="utf-8") == (

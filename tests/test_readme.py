@@ -18,14 +18,23 @@ from nnunet_autosam2.config import AutoSAM2Config, Tuning
 from tests.fork_server import run
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "RELEASING", "SECURITY")),
+    *PAGES,
+]
+MOST_WORDS = 700
 
 
-def table(heading: str) -> dict[str, str]:
-    """First cell → second cell of the table below a heading, without the backticks."""
-    section = README.split(f"# {heading}\n", 1)[1].split("\n#", 1)[0]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").split()) < MOST_WORDS
+
+
+def table(page: str) -> dict[str, str]:
+    """First cell → second cell of the first table of a page, without the backticks."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     return {row[0].strip("`"): row[1].strip("`") for row in rows[2:]}
 
 
@@ -37,7 +46,7 @@ def heading_anchors(document: Path) -> set[str]:
 
 def test_every_parameter_is_in_the_table_with_its_default() -> None:
     written = {}
-    for key, text in table("Parameters").items():
+    for key, text in table("parameters.md").items():
         try:
             written[key] = json.loads(text)
         except json.JSONDecodeError:
@@ -46,32 +55,35 @@ def test_every_parameter_is_in_the_table_with_its_default() -> None:
 
 
 def test_every_trainer_is_in_the_table() -> None:
-    named = re.findall(r"`(nnUNetTrainerAutoSAM2\w*)`", " ".join(f"`{cell}`" for cell in table("Trainers")))
+    named = re.findall(r"`(nnUNetTrainerAutoSAM2\w*)`", " ".join(f"`{cell}`" for cell in table("trainers.md")))
     assert sorted(named) == sorted(trainers.__all__)
 
 
 def shown_code() -> list[str]:
-    """Lines of the fenced blocks, continued lines joined, and the code within sentences."""
-    fenced = re.findall(r"```\w+\n(.*?)```", README, re.DOTALL)
-    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    return "".join(fenced).replace("\\\n", " ").splitlines() + re.findall(r"`([^`\n]+)`", prose)
+    """Lines of the fenced blocks, continued lines joined, and the code within sentences, but for what has changed."""
+    found = []
+    for text in (path.read_text(encoding="utf-8") for path in (README, *PAGES)):
+        fenced = re.findall(r"```\w+\n(.*?)```", text, re.DOTALL)
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        found += "".join(fenced).replace("\\\n", " ").splitlines() + re.findall(r"`([^`\n]+)`", prose)
+    return [line for line in found if line.startswith("autosam2 ") and line.split()[1][0].islower()]
 
 
 def test_every_command_is_shown_and_every_shown_one_exists() -> None:
-    assert {line.split()[1] for line in shown_code() if line.startswith("autosam2 ")} == set(COMMANDS)
+    assert {line.split()[1] for line in shown_code()} == set(COMMANDS)
 
 
 def test_shown_options_exist() -> None:
     shown, context = set(), click.Context(main)
     for line in shown_code():
-        if line.startswith("autosam2 "):
-            name, options = line.split()[1], re.findall(r" (--?[a-z][a-z-]*)", line.split("#")[0])
-            command = main.get_command(context, name)
-            if isinstance(command, click.Group):
-                command = command.get_command(context, line.split()[2])
-            assert command is not None, line
-            assert set(options) <= {option for parameter in command.params for option in parameter.opts}, line
-            shown |= set(options)
+        name, options = line.split()[1], re.findall(r" (--?[a-z][a-z-]*)", re.split("#|&&", line)[0])
+        command = main.get_command(context, name)
+        if isinstance(command, click.Group):
+            command = command.get_command(context, line.split()[2])
+        assert command is not None, line
+        known = {option for parameter in command.params for option in parameter.opts} | {"-h", "--help"}
+        assert set(options) <= known, line
+        shown |= set(options)
     assert {"-d", "--base", "--name", "-m"} <= shown
 
 
@@ -105,14 +117,32 @@ def test_relative_links_resolve(document: Path) -> None:
 
 
 def test_every_dependency_has_its_line() -> None:
-    setup, document = (ROOT / name for name in ("setup.py", "docs/dependencies.md"))
-    required = re.findall(r'"([\w-]+[<>]=[^"]*)"', setup.read_text(encoding="utf-8"))
+    project, document = (ROOT / name for name in ("pyproject.toml", "docs/dependencies.md"))
+    _, metadata = project.read_text(encoding="utf-8").split("\ndependencies = [", 1)
+    required = re.findall(r'"([\w-]+[<>]=[^"]*)"', metadata)
     rows = re.findall(r"^\| `([^`]+)` \|", document.read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == required
 
 
+def test_one_version_is_everywhere() -> None:
+    project, citation, changes = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")
+    )
+    (version,) = re.findall(r'^version = "(.+)"$', project, re.MULTILINE)
+    assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [version]
+    (date,) = re.findall(r'^date-released: "(.+)"$', citation, re.MULTILINE)
+    assert f"\n## [{version}] - {date}\n" in changes
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "example.py").write_text(example + "\nassert logits.shape == (1, 4, 16, 64, 64), logits.shape\n")
+    done = run(tmp_path / "example.py", variables={**os.environ, "HF_HUB_OFFLINE": "1"}, folder=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_standalone_example_runs(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
     check = """
 assert logits.shape == (1, 4, 16, 64, 64), logits.shape
 assert restored.sam2_has_weights

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tests with the lowest versions that setup.py allows, and with the highest on every Python.
+# The tests with the lowest versions that pyproject.toml allows, and with the highest on every Python.
 #
 # ENVIRONMENTS="3.12:next" tries what comes next: the newest nnunetv2, dynamic-network-architectures and torch, pre-releases
-# too and whatever setup.py's upper bounds say. Nightly builds come from an index that UV_INDEX names.
+# too and whatever the upper bounds say. Nightly builds come from an index that UV_INDEX names.
 #
 # Usage: tests/versions.sh FOLDER [PYTEST ARGUMENTS]      such as: tests/versions.sh /tmp/versions -m "not slow"
 # FOLDER gets an environment (6 GB) and a log for each; those that are there are used again. ENVIRONMENTS="3.12:highest"

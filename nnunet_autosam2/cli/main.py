@@ -39,8 +39,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"nnunet_autosam2.cli.{COMMANDS[cmd_name]}")
-        return module.command
+        command = importlib.import_module(f"nnunet_autosam2.cli.{COMMANDS[cmd_name]}").command
+        command.name = cmd_name  # for what is made of the commands, as their page of the documentation
+        return command
 
     def invoke(self, ctx: click.Context):
         try:

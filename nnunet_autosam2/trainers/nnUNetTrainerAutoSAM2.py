@@ -232,7 +232,8 @@ class nnUNetTrainerAutoSAM2(nnUNetTrainer):
             self.manifest.write()
 
     def _note_start(self, part: str, path: Path | None) -> None:
-        self.started_from[part] = {"file": str(path) if path else None, "sha256": path and file_checksum(path)}
+        known = (str(path), file_checksum(path)) if path else (None, None)
+        self.started_from[part] = dict(zip(("file", "sha256"), known, strict=True))
 
     def _load_initial_weights(self) -> None:
         """Unless a checkpoint of this network is there already, by `--c` or by `-pretrained_weights`."""

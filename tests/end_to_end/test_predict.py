@@ -50,6 +50,7 @@ def test_the_manifest_of_a_prediction_names_the_weights_of_its_training(
     asked = {"dataset": "Dataset900_Phantom", "trainer": "nnUNetTrainerAutoSAM2", "configuration": "tiny"}
     assert {key: run[key] for key in asked} == asked
     assert (run["task"], run["cases"], run["mirroring"]) == ("prediction", 2, [0, 1, 2])
+    assert 0 < run["seconds_in_network"] < run["seconds"]
     assert run["weights_sha256"] == training["weights_sha256"]
     assert run["autosam2"] == training["autosam2"]
     assert run["ended"] >= run["started"] >= training["ended"]
