@@ -10,7 +10,7 @@
 set -uo pipefail
 folder=$(realpath -m "$1")
 shift
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 make --silent install || exit
 uv=$PWD/.venv/bin/uv
 failed=0

@@ -104,6 +104,7 @@ def test_get_downloads_once(environment, online, hub):
     got = weights(online, "get")
     path = Path(got.stdout.strip())
     assert (got.returncode, path.name, path.read_bytes()) == (0, TINY, hub.content), got.stderr
+    assert "Apache License 2.0" in got.stderr
 
     again = weights(environment, "get", "sam2.1-hiera-tiny")
     assert (again.returncode, again.stdout) == (0, f"{path}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ ENVIRONMENT_VARIABLE = "AUTOSAM2_SAM2_WEIGHTS"
 HUB_TIMEOUT = 5  # seconds
 HUB_TRIES = 3
 """Each goes on where the one before has ended, for clients of the hub before 1.20 that give up at the first break"""
+LICENCE = "SAM 2's weights are Meta's, under the Apache License 2.0 (https://github.com/facebookresearch/sam2)."
 VIDEO_MEMORY = frozenset(
     {
         "memory_attention",
@@ -148,7 +150,7 @@ def obtain(config: AutoSAM2Config) -> Path | None:
 
 
 def download(config: AutoSAM2Config) -> Path:
-    """Fetches the official file into the model hub's local cache, with the hub's own progress bar on stderr.
+    """Fetches the official file into the model hub's local cache, with its licence and a progress bar on stderr.
 
     A connection that breaks is taken up where it broke.
 
@@ -156,6 +158,7 @@ def download(config: AutoSAM2Config) -> Path:
         WeightsError: the hub cannot be reached or does not answer with the file.
     """
     require_reachable(config)
+    print(LICENCE, file=sys.stderr)
     for _ in range(HUB_TRIES):
         try:
             return Path(huggingface_hub.hf_hub_download(*hub_file(config.sam2_model), etag_timeout=HUB_TIMEOUT))
