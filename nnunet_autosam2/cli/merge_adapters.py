@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import click
+from tqdm import tqdm
 
 from nnunet_autosam2.config import PLANS_KEY
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, WeightsError
@@ -37,7 +38,7 @@ def command(model: Path, output: Path, checkpoint: str) -> None:
     from nnunet_autosam2.support.plans import read_plans  # with torch, which takes seconds
 
     with staged_folder(output) as unfinished:
-        for fold in folds:
+        for fold in tqdm(folds, desc="merge", unit="fold"):
             (unfinished / fold.name).mkdir()
             configuration = _merge(model, fold.name, checkpoint, unfinished)
         shutil.copy(model / "dataset.json", unfinished)
