@@ -48,7 +48,7 @@ def test_a_model_that_is_none_is_one_line(planned, cases: Path, tmp_path: Path) 
     "part",
     [
         "python:3.12-slim-bookworm",
-        "/opt/venv/bin/pip install --no-cache-dir \"uv>=0.8,<1\"",
+        '/opt/venv/bin/pip install --no-cache-dir "uv>=0.8,<1"',
         "install -m 755 /opt/nnunet-autosam2/container/predict_brats.sh /usr/local/bin/predict_brats",
     ],
 )
