@@ -71,7 +71,7 @@ Weights = Annotated[
 
 
 class AutoSAM2Config(BaseModel, frozen=True):
-    """Parameters of network and training, each with its docstring as its text in documentation and `autosam2 configure`.
+    """Parameters of network and training. The docstring of each is its text in documentation and help.
 
     Raises:
         ConfigurationError: an unknown key, an impossible value or combination; the message names key, value and what
