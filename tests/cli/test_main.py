@@ -100,3 +100,16 @@ def test_every_help_ends_with_an_example_that_can_be_read(name: str, command: cl
         assert each.startswith(name)
         arguments = shlex.split(each.removeprefix(name).split(",")[0])
         command.make_context(name, arguments, resilient_parsing=True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_as_the_documentation_has_it(shell: str):
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
+    assert f"_AUTOSAM2_COMPLETE={shell}_source autosam2" in page
+    told = CliRunner().invoke(main, [], prog_name="autosam2", env={"_AUTOSAM2_COMPLETE": f"{shell}_source"})
+    assert "_autosam2_completion" in told.stdout, told.output
+    words = {"COMP_WORDS": "autosam2 weights ver", "COMP_CWORD": "ver" if shell == "fish" else "2"}
+    completed = CliRunner().invoke(
+        main, [], prog_name="autosam2", env={**words, "_AUTOSAM2_COMPLETE": f"{shell}_complete"}
+    )
+    assert "verify" in completed.stdout, completed.output
