@@ -130,6 +130,7 @@ def scored(predicted: np.ndarray, truth: np.ndarray, labels: tuple[int, ...]) ->
         "NSD": min(1.0, dice + 0.1),
         "Sensitivity": both / truth.sum(),
         "Lesion-wise Dice": dice,
+        "Lesion-wise Dice, all": dice / 2,
         "Lesion-wise NSD": min(1.0, dice + 0.1),
         "Lesion-wise HD95": None,
     }

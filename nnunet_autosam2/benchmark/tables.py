@@ -13,7 +13,7 @@ from nnunet_autosam2.evaluation.empty_regions import MILLIMETRES
 
 OVERLAP = (DICE, "IoU")
 BOUNDARY = ("HD95", "NSD", "Sensitivity")
-LESION_WISE = ("Lesion-wise Dice", "Lesion-wise NSD", "Lesion-wise HD95")
+LESION_WISE = ("Lesion-wise Dice", "Lesion-wise Dice, all", "Lesion-wise NSD", "Lesion-wise HD95")
 NOTHING = "–"
 
 

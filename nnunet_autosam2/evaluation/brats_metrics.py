@@ -1,7 +1,8 @@
 """Scores: of BraTS by `brats-evaluation`, the package of the challenges, of other labels by `label_metrics`.
 
 The regions are cut out and renumbered, then everything is the package's: its configuration of the challenge, panoptica,
-and its parser, which also says what an empty region counts. IoU and sensitivity, which it lacks, are voxel counts.
+and its parser, which also says what an empty region counts. IoU and sensitivity, which it lacks, are voxel counts, and
+the lesion-wise Dice of all lesions, as published tables of the challenges have it, is of panoptica's numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ from nnunet_autosam2.support.workers import process_map
 
 Scores = dict[str, dict[str, dict[str, "float | None"]]]
 """`[case][region][metric]`; None where it is not defined."""
-METRICS = ("Dice", "IoU", "HD95", "NSD", "Sensitivity", "Lesion-wise Dice", "Lesion-wise NSD", "Lesion-wise HD95")
+ALL_LESIONS = "Lesion-wise Dice, all"
+METRICS = (
+    "Dice", "IoU", "HD95", "NSD", "Sensitivity", "Lesion-wise Dice", ALL_LESIONS, "Lesion-wise NSD", "Lesion-wise HD95",
+)  # fmt: skip
 """HD95 in mm, the others from 0 to 1. Labels other than BraTS's have the first four."""
 COLUMNS_OF_PARSER = {
     "Dice": "global_dsc",
@@ -183,6 +187,7 @@ def _score(pair: Pair, challenge: str, numbering: Numbering) -> tuple[dict[str, 
         evaluator = Panoptica_Evaluator.load_from_config(str(config_path(challenge)))
         others = [group for group in evaluator.segmentation_class_groups_names if group.upper() not in REGIONS]
         results = evaluator.evaluate(*images, skip_groups=others)
+    by_region = {group.upper(): result for group, result in results.items()}
     counted = {}
     for number, region in enumerate(REGIONS):
         prediction_mask, truth_mask = (np.isin(array, labels[number:]) for array in voxels)
@@ -190,8 +195,16 @@ def _score(pair: Pair, challenge: str, numbering: Numbering) -> tuple[dict[str, 
         counted[region] = {
             "IoU": _ratio(both, prediction_mask | truth_mask),
             "Sensitivity": _ratio(both, truth_mask),
+            ALL_LESIONS: _over_all_lesions(by_region[region]),
         }
     return {"subject_name": pair.case, **{group: result.to_dict(True) for group, result in results.items()}}, counted
+
+
+def _over_all_lesions(result: Any) -> float:
+    """Mean Dice of the lesions of truth and prediction, in which missed and false ones count 0; NaN without any."""
+    lesions = result.tp + result.fp + result.fn
+    found = result.tp * result.sq_dsc if result.tp else 0.0
+    return found / lesions if lesions else math.nan
 
 
 def _parse(results: list[dict[str, Any]], challenge: str) -> list[dict[str, dict[str, float]]]:

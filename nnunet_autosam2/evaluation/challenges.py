@@ -27,6 +27,9 @@ METS_LESION_RULE = (
     f"Lesion-wise values are means over the lesions of {SMALL_LESION:g} mm³ and more; each that is not found and each "
     f"false one counts as 0, and {LARGEST_DISTANCE:g} mm. Without such a lesion in the truth they are not defined."
 )
+ALL_LESIONS_RULE = (
+    "Lesion-wise Dice, all, is a mean over the lesions of truth and prediction: missed and false ones count 0."
+)
 DISTANCE_RULE = "On the 1 mm grid of BraTS, HD95 is in mm, and NSD allows 0.5 mm between surfaces, lesion-wise 1 mm."
 
 
@@ -44,4 +47,4 @@ def rules(challenge: str, is_brats: bool = True) -> tuple[str, ...]:
     """Sentences that say how empty regions, lesions and distances count."""
     if not is_brats:
         return RULES_OF_OTHER_LABELS
-    return EMPTY_REGION_RULE, METS_LESION_RULE if challenge == "mets" else LESION_RULE, DISTANCE_RULE
+    return EMPTY_REGION_RULE, METS_LESION_RULE if challenge == "mets" else LESION_RULE, ALL_LESIONS_RULE, DISTANCE_RULE

@@ -154,6 +154,35 @@ def test_empty_regions(scores: Scores, case: str, region: str, expected: dict[st
     assert scores[case][region] == pytest.approx(expected)
 
 
+def cubes(*corners: tuple[int, int]) -> np.ndarray:
+    """Cubes of enhancing tumour in 40³ voxels; of each its lowest corner and its length."""
+    labels = np.zeros((40, 40, 40), np.uint8)
+    for corner, length in corners:
+        labels[(slice(corner, corner + length),) * 3] = 3
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "found", "all_lesions"),
+    [
+        ([(5, 6), (20, 6)], [(5, 6), (20, 6)], 1, 1),
+        ([(5, 6), (20, 6)], [(5, 6)], 1, 1 / 2),  # one is missed
+        ([(5, 6)], [(5, 6), (20, 3), (30, 3)], 1, 1 / 3),  # two are invented
+        ([(5, 6), (20, 6)], [(6, 6), (32, 4)], 2 * 125 / 432, 2 * 125 / 432 / 3),  # one of each, and one is shifted
+    ],
+)
+def test_missed_and_invented_lesions(
+    tmp_path: Path, truth: list, prediction: list, found: float, all_lesions: float
+) -> None:
+    pair = Pair("case", tmp_path / "prediction.nii.gz", tmp_path / "truth.nii.gz")
+    for file, corners in ((pair.truth, truth), (pair.prediction, prediction)):
+        sitk.WriteImage(sitk.GetImageFromArray(cubes(*corners)), file)
+    scores = evaluate([pair], num_processes=1)["case"]
+    for region in ("WT", "TC", "ET"):
+        assert scores[region]["Lesion-wise Dice"] == pytest.approx(found)
+        assert scores[region]["Lesion-wise Dice, all"] == pytest.approx(all_lesions)
+
+
 def test_a_spacing_that_the_package_ignores_is_said(pairs: list[Pair], caplog: pytest.LogCaptureFixture):
     (pair,) = [pair for pair in pairs if pair.case.startswith("anisotropic")]
     with caplog.at_level(logging.WARNING):
