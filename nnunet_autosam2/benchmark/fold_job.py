@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,10 @@ from nnunet_autosam2.support.text import printable
 
 CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
 SHUTDOWN_SECONDS = 30
+SIGNALS_OF_SLURM = (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
+"""Exit codes of a command that SLURM has ended: the job is cancelled, preempted, or near its time limit"""
+SLURM_SECONDS = 300
+"""Until the job ends as well: more than SLURM's usual KillWait of 30"""
 END_OF_LOG = 2**16
 """Bytes, more than nnU-Net says in an epoch"""
 
@@ -162,6 +168,9 @@ class FoldJob:
                 except subprocess.TimeoutExpired:
                     process.kill()
                 raise
+        if status in SIGNALS_OF_SLURM and "SLURM_JOB_ID" in os.environ:
+            # It has been sent to all processes. Here submitit puts the job back, or SLURM ends it as well.
+            time.sleep(SLURM_SECONDS)
         if status:
             said = next((line.strip() for line in reversed(self._end_of_log().split("\n")) if line.strip()), "nothing")
             raise CommandFailed(f"{what} has ended with exit code {status}: {printable(said)} (log: {self.log})")

@@ -14,6 +14,7 @@ import submitit
 from tqdm import tqdm
 
 from nnunet_autosam2.benchmark.fold_job import FoldJob
+from nnunet_autosam2.benchmark.slurm import SlurmQueue
 from nnunet_autosam2.errors import ConfigurationError
 from nnunet_autosam2.support.text import printable
 
@@ -40,13 +41,13 @@ def run_jobs(
     errors: dict[FoldJob, str] = {}
     running: dict[int, tuple[FoldJob, submitit.Job]] = {}
     places = set(range(len(jobs) if at_once is None else at_once))
+    queue = SlurmQueue()
     with tqdm(total=len(jobs), desc="folds", unit="fold") as bar:
         try:
             while waiting or running:
                 for job in [job for job in waiting if any(job.needs(failed) for failed in errors)]:
                     waiting.remove(job)
                     errors[job] = "not trained, because the nnU-Net that it starts from has failed"
-                    bar.update()
                 for place in sorted(places - running.keys()):
                     unfinished = [*waiting, *(job for job, _ in running.values())]
                     ready = next((job for job in waiting if not any(job.needs(other) for other in unfinished)), None)
@@ -57,16 +58,20 @@ def run_jobs(
                                 submission = _executor(executor, folder, ready.device, place, slurm).submit(ready)
                         except Exception as refusal:  # of the cluster, which may refuse what sbatch is given
                             errors[ready] = _one_line(refusal)
-                            bar.update()
                         else:
                             running[place] = ready, submission
-                bar.set_postfix_str(_state(job for job, _ in running.values()))
+                bar.set_postfix_str(_state(len(errors), [job for job, _ in running.values()]))
                 for place, (job, submission) in list(running.items()):
-                    if executor == "debug" or submission.done():
+                    if executor == "slurm":
+                        has_ended = queue.has_ended(submission)
+                    else:
+                        has_ended = executor == "debug" or submission.done()
+                    if has_ended:
                         del running[place]
-                        if error := _outcome(submission):
+                        if error := _outcome(submission, queue):
                             errors[job] = error
-                        bar.update()
+                        else:
+                            bar.update()
                 if running:
                     time.sleep(POLL_SECONDS)
         except BaseException:
@@ -118,7 +123,9 @@ def _standard_error_into(file: Path) -> Iterator[None]:
         os.close(kept)
 
 
-def _outcome(submission: submitit.Job) -> str | None:
+def _outcome(submission: submitit.Job, queue: SlurmQueue) -> str | None:
+    if isinstance(submission, submitit.SlurmJob) and not submission.paths.result_pickle.exists():
+        return f"SLURM has ended job {submission.job_id}: {queue.state(submission)} (log: {submission.paths.stdout})"
     try:
         return submission.result()
     except Exception as error:  # of the job, of submitit, or of the cluster
@@ -130,5 +137,6 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {printable(lines[-1]) if lines else 'no reason given'}"
 
 
-def _state(running: Any) -> str:
-    return ", ".join(f"{job.name}{f' {epoch}' if (epoch := job.epoch()) else ''}" for job in running)
+def _state(failed: int, running: Sequence[FoldJob]) -> str:
+    parts = [f"{failed} failed"] if failed else []
+    return ", ".join([*parts, *(f"{job.name}{f' {epoch}' if (epoch := job.epoch()) else ''}" for job in running)])
