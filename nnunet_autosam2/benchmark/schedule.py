@@ -19,6 +19,8 @@ from nnunet_autosam2.errors import ConfigurationError
 from nnunet_autosam2.support.text import printable
 
 POLL_SECONDS = 1.0
+MOST_TIME_LIMITS = 20
+"""Times that a job of a cluster goes on after its time limit: 1000 epochs in a partition of an hour or two"""
 NO_LIMIT_MINUTES = 366 * 24 * 60
 """On this machine; submitit would stop a job earlier."""
 
@@ -93,7 +95,7 @@ def require_executor(name: str, slurm: Mapping[str, Any]) -> None:
 
 def _executor(name: str, folder: Path, device: str, place: int, slurm: Mapping[str, Any]) -> submitit.AutoExecutor:
     try:
-        executor = submitit.AutoExecutor(folder, cluster=name)
+        executor = submitit.AutoExecutor(folder, cluster=name, slurm_max_num_timeout=MOST_TIME_LIMITS)
         executor.update_parameters(name="autosam2", stderr_to_stdout=True)
         if name == "slurm":
             executor.update_parameters(**{f"slurm_{key}": value for key, value in slurm.items()})

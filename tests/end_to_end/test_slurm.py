@@ -104,20 +104,24 @@ def slurm_summary(slurm, log: Path) -> Path:
 
 
 def test_a_job_that_reaches_its_time_limit_goes_on(slurm) -> None:
-    """Of a minute, announced 30 s before: it is put into the queue again, and trains on from a checkpoint."""
-    slurm.run(
-        "autosam2", "configure", "900", "--base", "tiny", "--name", "limit", "num_epochs=30",
-        "num_iterations_per_epoch=6",
-    )  # fmt: skip
+    """Put into the queue again, it trains on from a checkpoint; the limit comes once there is one."""
+    slurm.run("autosam2", "configure", "900", "--base", "tiny", "--name", "limit", "num_epochs=30")
     output = slurm.root / "benchmark_limit"
-    said = slurm.run(
+    head = slurm.start(
         "autosam2", "benchmark", "-d", "900", "-c", "limit", "--trainers", TRAINERS[1], "--folds", "0", *OPTIONS,
         "-o", output, "--executor", "slurm",
-        "--slurm", "partition=test", "time=1", "cpus_per_task=1", "signal_delay_s=30",
+        "--slurm", "partition=test", "time=60", "cpus_per_task=1", "signal_delay_s=120",
     )  # fmt: skip
-    (log,) = (output / "logs").iterdir()
-    submitit_log = "\n".join(path.read_text() for path in output.rglob("*_log.out"))
-    assert "Requeued job" in submitit_log, said
+    log = output / "logs" / f"{TRAINERS[1]}__nnUNetPlans__limit__fold_0.txt"
+    until(lambda: count(log, "New best EMA"), head)
+    ((job, *_),) = squeue(slurm)
+    update = ("scontrol", "update", f"JobId={job}")
+    subprocess.run([*update, "TimeLimit=2"], env=slurm.variables, check=True)  # of which 120 s are left at most
+    until(lambda: squeue(slurm, "--states=PENDING"), head)
+    subprocess.run([*update, "TimeLimit=60", "StartTime=now"], env=slurm.variables, check=True)
+    said, _ = head.communicate(timeout=SECONDS)
+    assert head.returncode == 0, said
+    assert "Requeued job" in "\n".join(path.read_text() for path in output.rglob("*_log.out"))
     assert count(log, "Validation complete") == 1
     assert count(log, ": Epoch 0") == 1
     record = json.loads((output / "benchmark.json").read_text())
