@@ -70,7 +70,7 @@ test: style
 
 # In three parts of about the same length, so that two cores have work to the end.
 test-commands:
-	$(BIN)/pytest -m "not slow" tests/end_to_end tests/docs
+	$(BIN)/pytest -m "not slow" tests/end_to_end
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" tests/cli
 
 test-networks test-others: export OMP_NUM_THREADS ?= 1
@@ -78,7 +78,7 @@ test-networks:
 	$(BIN)/pytest -m "not slow" tests/architectures
 
 test-others:
-	$(BIN)/pytest -m "not slow" --ignore tests/architectures --ignore tests/cli --ignore tests/docs --ignore tests/end_to_end
+	$(BIN)/pytest -m "not slow" --ignore tests/architectures --ignore tests/cli --ignore tests/end_to_end
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -13,7 +13,7 @@ from tests.docs.pages import ROOT, Reader, blocks, commands
 from tests.end_to_end.conftest import Workspace, write_sam2_checkpoint
 from tests.fork_server import ForkServer
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 SMALL = [
     "--patch-size", "24", "32", "32", "--batch-size", "2", "--base-features", "8", "--max-features", "32",
     "sam2_image_size=64", "slice_fraction=0.15", "training_slices=2",
@@ -115,7 +115,6 @@ def _commands(page: Path) -> Iterator[list[str]]:
             yield from commands(content)
 
 
-@pytest.mark.slow
 def test_the_demo(tmp_path: Path) -> None:
     """`make demo` without the installation."""
     workspace = Workspace(tmp_path)
