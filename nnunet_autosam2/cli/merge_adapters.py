@@ -38,7 +38,7 @@ def command(model: Path, output: Path, checkpoint: str) -> None:
     from nnunet_autosam2.support.plans import read_plans  # with torch, which takes seconds
 
     with staged_folder(output) as unfinished:
-        for fold in tqdm(folds, desc="merge", unit="fold"):
+        for fold in tqdm(folds, desc="merge", unit="fold", leave=False, disable=None):  # on terminals
             (unfinished / fold.name).mkdir()
             configuration = _merge(model, fold.name, checkpoint, unfinished)
         shutil.copy(model / "dataset.json", unfinished)
