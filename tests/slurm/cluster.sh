@@ -9,7 +9,7 @@ export SLURM_CONF=$folder/slurm.conf
 host=$(hostname -s)
 
 install() {
-    command -v slurmctld slurmd munged >/dev/null && return
+    type slurmctld slurmd srun munged &>/dev/null && return  # all of them, which `command -v` would not say
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         slurmctld slurmd slurm-client munge >/dev/null
