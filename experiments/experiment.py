@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -56,6 +55,7 @@ from experiments.runs import (
     start_of,
     training_cases_of,
 )
+from nnunet_autosam2.support.checksum import file_checksum
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINERS = ROOT / "experiments" / "trainers"
@@ -185,7 +185,7 @@ def sha256(path: Path) -> str:
         click.ClickException: the file cannot be read.
     """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_checksum(path)
     except OSError as error:
         raise click.ClickException(f"{path} cannot be read: {error.strerror}.") from error
 

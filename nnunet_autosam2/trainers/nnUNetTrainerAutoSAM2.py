@@ -26,6 +26,7 @@ from nnunet_autosam2.architectures.unet import strides_for
 from nnunet_autosam2.config import PLANS_KEY, AutoSAM2Config
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, TrainingError, exit_on_user_error
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, require_nnunet_checkpoint
+from nnunet_autosam2.support.checksum import file_checksum
 from nnunet_autosam2.support.dataset_json import channel_names, foreground_labels
 from nnunet_autosam2.support.plans import read_plans
 from nnunet_autosam2.support.staging import remove_unfinished, replaced_file
@@ -41,7 +42,6 @@ from nnunet_autosam2.trainers.pretrained import load_pretrained, take_pretrained
 from nnunet_autosam2.trainers.resuming import changes, require_same_structure
 from nnunet_autosam2.trainers.run_manifest import (
     RunManifest,
-    file_checksum,
     keep_predictions,
     training_facts,
     weights_checksum,

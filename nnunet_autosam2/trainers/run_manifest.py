@@ -30,7 +30,6 @@ PREDICTIONS = ("predict_from_files", "predict_from_files_sequential")
 OUTPUT = "output_folder_or_list_of_truncated_output_files"
 """Their argument"""
 PREDICT_CASE = "predict_logits_from_preprocessed_data"
-BLOCK = 2**20  # bytes
 
 
 class RunManifest:
@@ -82,15 +81,6 @@ def weights_checksum(weights: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits, as `sha256sum` prints it."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
     return digest.hexdigest()
 
 

@@ -1,6 +1,5 @@
 """The file alone; that nnU-Net's commands write it is tested end to end."""
 
-import hashlib
 import importlib.metadata
 import json
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_autosam2.trainers.run_manifest import FILE, RunManifest, file_checksum, weights_checksum
+from nnunet_autosam2.trainers.run_manifest import FILE, RunManifest, weights_checksum
 
 CPU = torch.device("cpu")
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
@@ -86,10 +85,3 @@ def test_weights_have_one_checksum_wherever_they_are(tmp_path: Path) -> None:
 )
 def test_another_checksum_for_other_weights(change: dict[str, torch.Tensor]) -> None:
     assert weights_checksum({**WEIGHTS, **change}) != weights_checksum(WEIGHTS)
-
-
-def test_checksum_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc" * 10**6)
-    assert file_checksum(tmp_path / "a") == hashlib.sha256(b"abc" * 10**6).hexdigest()
-    printed = subprocess.run(["sha256sum", tmp_path / "a"], capture_output=True, text=True, check=True).stdout
-    assert printed.split()[0] == file_checksum(tmp_path / "a")
