@@ -137,7 +137,7 @@ def _write(
         generate_dataset_json(
             str(temporary),
             channel_names=dict(enumerate(dataset.channels)),
-            labels={"background": 0, **release.regions},
+            labels={"background": 0, **_labels(release)},
             num_training_cases=len(training),
             file_ending=".nii.gz",
             regions_class_order=tuple(range(1, len(release.regions) + 1)),
@@ -151,6 +151,12 @@ def _write(
         if splits:
             (temporary / SPLITS).write_text(json.dumps(splits, indent=4), encoding="utf-8")
             (temporary / SPLITS).rename(staged / SPLITS)
+
+
+def _labels(release: Release) -> dict[str, int | tuple[int, ...]]:
+    """Regions for dataset.json; where none has two labels, nnU-Net trains them as labels that exclude each other."""
+    alone = all(len(labels) == 1 for labels in release.regions.values())
+    return {name: labels[0] if alone else labels for name, labels in release.regions.items()}
 
 
 def _dataset_folder(dataset_id: int, name: str, output: Path | None) -> Path:

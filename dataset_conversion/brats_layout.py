@@ -8,6 +8,7 @@ Labels and regions after the challenges' own evaluation (https://github.com/Brai
 - PED 2023, three labels: Kazerooni et al., https://arxiv.org/abs/2305.17033; from 2024, four:
   https://arxiv.org/abs/2404.15009
 - MEN 2023: LaBella et al., https://arxiv.org/abs/2305.07642
+- MEN-RT 2024, radiotherapy planning: LaBella et al., https://arxiv.org/abs/2405.18383
 - SSA 2023: Adewole et al., https://arxiv.org/abs/2305.19369
 - Decathlon: `dataset.json` of Task01_BrainTumour, Antonelli et al., https://doi.org/10.1038/s41467-022-30695-9
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from nnunet_autosam2.dataset_conversion.regions import CORE, ENHANCING, FOURTH, OEDEMA, REGIONS
+from nnunet_autosam2.dataset_conversion.regions import CORE, ENHANCING, FOURTH, OEDEMA, REGIONS, TARGET, Region
 from nnunet_autosam2.errors import ConfigurationError
 
 THREE_REGIONS = dict(REGIONS.values())
@@ -31,10 +32,12 @@ LABELS_2018 = {0: 0, 1: CORE, 2: OEDEMA, 4: ENHANCING}
 LABELS_2023 = {0: 0, 1: CORE, 2: OEDEMA, 3: ENHANCING}
 LABELS_WITH_CAVITY = {**LABELS_2023, 4: FOURTH}
 LABELS_WITH_CYSTS = {0: 0, 1: ENHANCING, 2: CORE, 3: FOURTH, 4: OEDEMA}
+LABELS_TARGET = {0: 0, 1: 1}
 LABELS_DECATHLON = {0: 0, 1: OEDEMA, 2: CORE, 3: ENHANCING}
 
 MODALITIES_2018 = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "Flair"}
 MODALITIES_2023 = {"t1n": "T1", "t1c": "T1ce", "t2w": "T2", "t2f": "Flair"}
+MODALITIES_PLANNING = {"t1c": "T1ce"}
 MODALITIES_DECATHLON = {"t1w": "T1", "t1gd": "T1ce", "t2w": "T2", "flair": "Flair"}
 
 
@@ -47,12 +50,14 @@ class Release:
     case_pattern: str
     """Regular expression that the name of every case matches."""
     modalities: Mapping[str, str]
-    """File suffix → channel name, in the order of nnU-Net's channels, which is the same for all releases."""
+    """File suffix → channel name, in the order of nnU-Net's channels, which is the same wherever there are four."""
     labels: Mapping[int, int]
     """Label of the release → nnU-Net's, one to one."""
     regions: Mapping[str, tuple[int, ...]]
     """Name → nnU-Net's labels; region number i is written as label i where no later region covers it."""
     separator: str = "-"
+    segmentation: str = "seg"
+    """File suffix"""
     stack: tuple[str, ...] = ()
     """Modalities along the fourth axis of an image; empty where each has a file of its own."""
 
@@ -62,8 +67,13 @@ class Release:
         return {nnunet: own for own, nnunet in self.labels.items()}
 
     @property
-    def layout(self) -> tuple[str, tuple[str, ...]]:
-        return self.separator, self.stack
+    def scored(self) -> dict[str, Region]:
+        """Short name → region, of those that its challenge scores and we do."""
+        return {short: region for short, region in {**REGIONS, **TARGET}.items() if region.name in self.regions}
+
+    @property
+    def layout(self) -> tuple[str, str, tuple[str, ...]]:
+        return self.separator, self.segmentation, self.stack
 
 
 RELEASES = {
@@ -83,6 +93,16 @@ RELEASES = {
             "2024-ped", "BraTS 2024 PED", r"BraTS-PED-\d+-\d+", MODALITIES_2023, LABELS_WITH_CYSTS, REGIONS_WITH_CYSTS
         ),
         Release("2023-men", "BraTS 2023 MEN", r"BraTS-MEN-\d+-\d+", MODALITIES_2023, LABELS_2023, THREE_REGIONS),
+        Release(
+            "2024-men-rt",
+            "BraTS 2024 MEN-RT",
+            r"BraTS-MEN-RT-\d+-\d+",
+            MODALITIES_PLANNING,
+            LABELS_TARGET,
+            dict(TARGET.values()),
+            separator="_",
+            segmentation="gtv",
+        ),
         Release("2023-ssa", "BraTS 2023 SSA", r"BraTS-SSA-\d+-\d+", MODALITIES_2023, LABELS_2023, THREE_REGIONS),
         Release("2024-goat", "BraTS 2024 GoAT", r"BraTS-GoAT-\d+", MODALITIES_2023, LABELS_2023, THREE_REGIONS),
         Release(

@@ -108,12 +108,12 @@ def _form(name: str) -> str:
 def _separate(tree: Tree, release: Release) -> list[SourceCase]:
     cases = []
     for folder, names in tree.items():
-        stems = {key: f"{folder.name}{release.separator}{key}" for key in (*release.modalities, "seg")}
+        stems = {key: f"{folder.name}{release.separator}{key}" for key in (*release.modalities, release.segmentation)}
         files = {key: _files(folder, names, stem) for key, stem in stems.items()}
         if any(files.values()):
             images = {key: [*files[key], folder / f"{stems[key]}{ENDINGS[0]}"][0] for key in release.modalities}
             surplus = tuple(chain.from_iterable(found[1:] for found in files.values()))
-            cases.append(SourceCase(folder.name, images, next(iter(files["seg"]), None), surplus))
+            cases.append(SourceCase(folder.name, images, next(iter(files[release.segmentation]), None), surplus))
     return cases
 
 

@@ -23,6 +23,8 @@ REGIONS = {
     "ET": Region("enhancing tumor", (ENHANCING,)),
 }
 """Short name → region, each within the one before"""
+TARGET = {"GTV": Region("gross tumor volume", (1,))}
+"""The one region of radiotherapy planning, with the operated site where it is at risk"""
 TISSUES = (OEDEMA, CORE, ENHANCING)
 """Label of what each region has and the next one has not"""
 TABLE_ORDER = tuple(reversed(REGIONS))

@@ -17,7 +17,6 @@ from nnunet_autosam2.benchmark.fold_job import FoldJob
 from nnunet_autosam2.benchmark.kept import KeptScores, read_kept
 from nnunet_autosam2.benchmark.models import ComparedModel, titles
 from nnunet_autosam2.benchmark.tables import OVERLAP, Table, comparison_tables, cost_table, score_table
-from nnunet_autosam2.dataset_conversion.regions import TABLE_ORDER
 from nnunet_autosam2.errors import AutoSAM2Error
 from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
 from nnunet_autosam2.evaluation.challenges import rules
@@ -40,7 +39,7 @@ def collect(
     errors: Mapping[FoldJob, str],
     cases: Mapping[str, results.CaseFiles],
     numbering: Numbering,
-    challenge: str = "gli",
+    challenge: str,
     num_processes: int | None = None,
 ) -> results.Benchmark:
     """Evaluates what has not been evaluated, and compares every model with the first.
@@ -59,7 +58,7 @@ def collect(
         _model(title, model, [job for job in jobs if job.model == model], errors, evaluated)
         for title, model in by_title.items()
     ]
-    regions = list(TABLE_ORDER if numbering.is_brats else numbering.regions)
+    regions = list(numbering.regions)[:: -1 if numbering.is_brats else 1]
     scores = {record.title: {result.case: result.scores for result in record.results()} for record in records}
     found = {result.case for record in records for result in record.results()}
     return results.Benchmark(

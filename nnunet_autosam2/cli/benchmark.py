@@ -11,7 +11,7 @@ import click
 
 from nnunet_autosam2.benchmark.ablations import ABLATIONS, ALL, find_ablations
 from nnunet_autosam2.errors import DatasetError, InstallationError, TrainingError, require_distinct
-from nnunet_autosam2.evaluation.challenges import CHALLENGES
+from nnunet_autosam2.evaluation.challenges import CHALLENGES, challenge_for
 
 
 class ManyValues(click.Command):
@@ -65,8 +65,8 @@ class ManyValues(click.Command):
 @click.option("--slurm", multiple=True, metavar="KEY=VALUE...", help="For sbatch, as in partition=gpu time=2880.")
 @click.option("--timed-cases", type=click.IntRange(0), default=3, show_default=True,
               help="Cases per fold that are predicted once more, one by one, to time them.")  # fmt: skip
-@click.option("--challenge", type=click.Choice(list(CHALLENGES)), default="gli", show_default=True,
-              help="Challenge of BraTS whose rules the metrics follow.")  # fmt: skip
+@click.option("--challenge", type=click.Choice(list(CHALLENGES)),
+              help="Challenge of BraTS whose rules count. Default: gli, MenRT for a gross tumor volume.")  # fmt: skip
 @click.option("--num-processes", type=click.IntRange(1), help="Cases to evaluate at a time. Default: one per CPU core.")
 @click.option("--evaluate-only", is_flag=True, help="Train nothing: compare what is there.")
 @click.option("--viewer-cases", type=click.IntRange(0), default=3, show_default=True, help="In the report.")
@@ -84,7 +84,7 @@ def command(
     at_once: int | None,
     slurm: tuple[str, ...],
     timed_cases: int,
-    challenge: str,
+    challenge: str | None,
     num_processes: int | None,
     evaluate_only: bool,
     viewer_cases: int,
@@ -121,6 +121,7 @@ def command(
     models += find_ablations(dataset, ablations, plans, configuration) if ablations else []
     models += find_pretrained(dataset, pretrained, plans, configuration) if pretrained else []
     numbering = find_numbering(models)
+    challenge = challenge_for(numbering.regions, challenge)
     if numbering.is_brats:
         require_brats_evaluation()
     if executor != "slurm":

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nnunet_autosam2.evaluation.challenges import CHALLENGES, rules
+from nnunet_autosam2.evaluation.challenges import CHALLENGES, challenge_for, rules
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS
 
 
@@ -20,9 +20,7 @@ from nnunet_autosam2.evaluation.numbering import NUMBERINGS
 @click.option(
     "--challenge",
     type=click.Choice(list(CHALLENGES)),
-    default="gli",
-    show_default=True,
-    help="Challenge of BraTS whose rules count.",
+    help="Challenge of BraTS whose rules count. Default: gli, MenRT for a gross tumor volume.",
 )
 @click.option(
     "--labels",
@@ -37,7 +35,7 @@ def command(
     predictions: Path,
     truth: Path | None,
     output: Path | None,
-    challenge: str,
+    challenge: str | None,
     labels: str | None,
     chill: bool,
     num_processes: int | None,
@@ -61,6 +59,7 @@ def command(
     found = find_pairs(predictions, truth, chill)
     files = [file for pair in found.pairs for file in (pair.prediction, pair.truth)]
     numbering, reason = choose_numbering(labels, found.dataset_jsons, files)
+    challenge = challenge_for(numbering.regions, challenge)
     click.echo(f"Labels: {numbering} ({reason})")
     folds_known = [int(fold) for fold in found.folds if fold.isdecimal() and int(fold) < len(found.splits)]
     warnings = list(leaks(found.splits, folds_known))

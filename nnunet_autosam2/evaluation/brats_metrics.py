@@ -28,9 +28,16 @@ import SimpleITK as sitk
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, unknown_labels
-from nnunet_autosam2.dataset_conversion.regions import REGIONS, TISSUES
-from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError, OutOfMemoryError
-from nnunet_autosam2.evaluation.challenges import CHALLENGES, FOUND_LESION, LARGEST_DISTANCE, SMALL_LESION, TOLERANCE
+from nnunet_autosam2.dataset_conversion.regions import TISSUES
+from nnunet_autosam2.errors import AutoSAM2Error, DatasetError, OutOfMemoryError
+from nnunet_autosam2.evaluation.challenges import (
+    CHALLENGES,
+    FOUND_LESION,
+    LARGEST_DISTANCE,
+    SMALL_LESION,
+    TOLERANCE,
+    challenge_for,
+)
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS, Numbering
 from nnunet_autosam2.evaluation.pairs import Pair
 from nnunet_autosam2.support.workers import process_map
@@ -55,26 +62,25 @@ logger = logging.getLogger(__name__)
 
 def evaluate(
     pairs: Sequence[Pair],
-    challenge: str = "gli",
+    challenge: str | None = None,
     numbering: Numbering = NUMBERINGS["nnunet"],
     num_processes: int | None = None,
 ) -> Scores:
-    """Scores of every case: in WT, TC and ET as `brats-evaluate` and `brats-parse-metrics` give them, in the labels and
-    regions of another data set by MONAI.
+    """Scores of every case: in the regions of BraTS as `brats-evaluate` and `brats-parse-metrics` give them, in the
+    labels and regions of another data set by MONAI.
 
     Args:
-        challenge: one of `CHALLENGES`; of BraTS alone.
+        challenge: one of `CHALLENGES`, None: the first that scores the regions; of BraTS alone.
         numbering: of predictions and truths.
         num_processes: cases at a time, None: as many as there are CPU cores.
 
     Raises:
         AutoSAM2Error: `brats-evaluation` is not installed.
-        ConfigurationError: an unknown challenge.
+        ConfigurationError: an unknown challenge, or one that scores other regions.
         DatasetError: one line for each file that is unreadable, on another grid than its truth or has unknown labels.
         OutOfMemoryError: a process was ended by the system.
     """
-    if challenge not in CHALLENGES:
-        raise ConfigurationError(f"Challenge {challenge!r} is not possible: choose from {', '.join(CHALLENGES)}.")
+    challenge = challenge_for(numbering.regions, challenge)
     if numbering.is_brats:
         require_brats_evaluation()
     if not pairs:
@@ -114,11 +120,11 @@ def evaluate(
             }
             for pair, case in zip(pairs, measured, strict=True)
         }
-    parsed = _parse([results for results, _ in measured], challenge)
+    parsed = _parse([results for results, _ in measured], challenge, list(numbering.regions))
     return {
         pair.case: {
             region: {metric: _defined({**row[region], **counted[region]}[metric]) for metric in METRICS}
-            for region in REGIONS
+            for region in numbering.regions
         }
         for pair, row, (_, counted) in zip(pairs, parsed, measured, strict=True)
     }
@@ -172,12 +178,12 @@ def _score(pair: Pair, challenge: str, numbering: Numbering) -> tuple[dict[str, 
     from brats_evaluation import config_path
     from panoptica import Panoptica_Evaluator
 
-    labels = [CHALLENGES[challenge].original[tissue] for tissue in TISSUES]
+    labels = [CHALLENGES[challenge].original[tissue] for tissue in TISSUES[: len(numbering.regions)]]
     truth = sitk.ReadImage(pair.truth)
     voxels = []
     ignored = sitk.GetArrayFromImage(truth) == numbering.ignored
     for image in (sitk.ReadImage(pair.prediction), truth):
-        array = numbering.renumbered(sitk.GetArrayFromImage(image), *labels)
+        array = numbering.renumbered(sitk.GetArrayFromImage(image), labels)
         array[ignored] = 0
         voxels.append(array)
     images = [sitk.GetImageFromArray(array) for array in voxels]
@@ -185,11 +191,12 @@ def _score(pair: Pair, challenge: str, numbering: Numbering) -> tuple[dict[str, 
         image.CopyInformation(truth)
     with _silence():
         evaluator = Panoptica_Evaluator.load_from_config(str(config_path(challenge)))
-        others = [group for group in evaluator.segmentation_class_groups_names if group.upper() not in REGIONS]
+        groups = evaluator.segmentation_class_groups_names
+        others = [group for group in groups if group.upper() not in numbering.regions]
         results = evaluator.evaluate(*images, skip_groups=others)
     by_region = {group.upper(): result for group, result in results.items()}
     counted = {}
-    for number, region in enumerate(REGIONS):
+    for number, region in enumerate(numbering.regions):
         prediction_mask, truth_mask = (np.isin(array, labels[number:]) for array in voxels)
         both = prediction_mask & truth_mask
         counted[region] = {
@@ -207,7 +214,7 @@ def _over_all_lesions(result: Any) -> float:
     return found / lesions if lesions else math.nan
 
 
-def _parse(results: list[dict[str, Any]], challenge: str) -> list[dict[str, dict[str, float]]]:
+def _parse(results: list[dict[str, Any]], challenge: str, regions: Sequence[str]) -> list[dict[str, dict[str, float]]]:
     """Region → metric for each case, by the package's parser, which reads and writes files."""
     from brats_evaluation import parse_mets_results, parse_seg_results
 
@@ -226,7 +233,7 @@ def _parse(results: list[dict[str, Any]], challenge: str) -> list[dict[str, dict
                 metric: float(row[f"{column}_{region.lower()}"] or math.nan)
                 for metric, column in COLUMNS_OF_PARSER.items()
             }
-            for region in REGIONS
+            for region in regions
         }
         for row in rows
     ]

@@ -1,8 +1,11 @@
-"""The challenges that score WT, TC and ET, and what `brats-evaluation` does for each of them."""
+"""The challenges that `brats-evaluation` knows, and what it does for each of them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES
+from nnunet_autosam2.errors import ConfigurationError
 
 CHALLENGES = {
     "gli": RELEASES["2023-gli"],
@@ -10,6 +13,7 @@ CHALLENGES = {
     "ped": RELEASES["2024-ped"],
     "MenPre": RELEASES["2023-men"],
     "GoAT": RELEASES["2024-goat"],
+    "MenRT": RELEASES["2024-men-rt"],
 }
 """Name of a configuration of the package → a release whose labels it takes"""
 LARGEST_DISTANCE = 373.0
@@ -41,6 +45,26 @@ RULES_OF_OTHER_LABELS = (
     "Surfaces are the outermost voxels of a region, and distances are in mm: HD95 is the larger one of the 95th "
     f"percentiles of both directions, and NSD allows {TOLERANCE:g} mm.",
 )
+
+
+def challenge_for(regions: Collection[str], given: str | None = None) -> str:
+    """Challenge whose rules count: the given one, or the first that scores these regions.
+
+    Args:
+        regions: short names of BraTS, or names of another data set, for which any challenge will do.
+
+    Raises:
+        ConfigurationError: there is no such challenge, or it scores other regions.
+    """
+    if given is not None and given not in CHALLENGES:
+        raise ConfigurationError(f"Challenge {given!r} is not possible: choose from {', '.join(CHALLENGES)}.")
+    fitting = [name for name, release in CHALLENGES.items() if release.scored.keys() == set(regions)]
+    if given and fitting and given not in fitting:
+        raise ConfigurationError(
+            f"Challenge {given} does not score {', '.join(regions)}, which the labels are of: choose from "
+            f"{', '.join(fitting)}."
+        )
+    return given or next(iter(fitting or CHALLENGES))
 
 
 def rules(challenge: str, is_brats: bool = True) -> tuple[str, ...]:

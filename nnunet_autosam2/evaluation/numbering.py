@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release
 from nnunet_autosam2.dataset_conversion.nifti import read_volume
-from nnunet_autosam2.dataset_conversion.regions import REGIONS
+from nnunet_autosam2.dataset_conversion.regions import REGIONS, TARGET, Region
 from nnunet_autosam2.errors import DatasetError, listed
 from nnunet_autosam2.support.dataset_json import DatasetLabels
 from nnunet_autosam2.support.json_files import checked, read_json
@@ -32,7 +33,7 @@ class Numbering:
 
     @property
     def is_brats(self) -> bool:
-        return self.regions.keys() == set(REGIONS)
+        return set(self.regions) in (set(REGIONS), set(TARGET))
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -45,22 +46,27 @@ class Numbering:
         """Compare the two as far as these labels go."""
 
         def of(numbering: Numbering) -> dict[str, set[int]]:
-            return {region: set(of_region).intersection(labels) for region, of_region in numbering.regions.items()}
+            occurring = {region: set(own).intersection(labels) for region, own in numbering.regions.items()}
+            return {region: own for region, own in occurring.items() if own}
 
         return of(self) == of(other)
 
-    def renumbered(self, voxels: np.ndarray, oedema: int, core: int, enhancing: int) -> np.ndarray:
-        """`voxels` of BraTS as uint8 with new labels for WT without TC, TC without ET, and ET, and 0 elsewhere."""
+    def renumbered(self, voxels: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+        """`voxels` of BraTS as uint8, 0 outside of all regions.
+
+        Args:
+            labels: new ones, of what each region has and the next one has not.
+        """
         table = np.zeros(max(self.labels) + 1, np.uint8)
-        for region, label in zip(REGIONS, (oedema, core, enhancing), strict=True):
-            table[list(self.regions[region])] = label
+        for of_region, label in zip(self.regions.values(), labels, strict=True):
+            table[list(of_region)] = label
         return table[np.rint(voxels).astype(np.intp)]
 
 
 def _numbering_of(release: Release) -> Numbering:
     regions = {
         short: tuple(sorted(release.original[label] for label in release.regions[region.name]))
-        for short, region in REGIONS.items()
+        for short, region in release.scored.items()
     }
     return Numbering(regions, outside=tuple(sorted(release.labels.keys() - set().union(*regions.values()))))
 
@@ -70,6 +76,7 @@ NUMBERINGS = {
     "brats2021": _numbering_of(RELEASES["2018-2021"]),
     "brats2023": _numbering_of(RELEASES["2024-gli"]),
     "ped2024": _numbering_of(RELEASES["2024-ped"]),
+    "men-rt2024": _numbering_of(RELEASES["2024-men-rt"]),
 }
 
 
@@ -154,17 +161,24 @@ def numbering_of_dataset(dataset_json: Path) -> Numbering:
     labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in described.labels.items()}
     ignored = labels.pop("ignore", (None,))[0]
     outside = {0} if ignored is None else {0, ignored}
-    if not labels.keys() >= {region.name for region in REGIONS.values()}:
+    scored = _regions_of_brats(labels)
+    if not scored:
         own = {name: values for name, values in labels.items() if name != "background" and values != (0,)}
         if not own:
             raise DatasetError(f"{dataset_json} defines no label but background: there is nothing to evaluate.")
         return Numbering(own, tuple(outside), ignored)
-    regions = {short: labels[region.name] for short, region in REGIONS.items()}
-    whole, core, enhancing = (set(regions[short]) for short in REGIONS)
-    if not enhancing <= core <= whole:
-        raise DatasetError(
-            f"{dataset_json} has regions that are not nested: enhancing tumor {sorted(enhancing)} has to be within "
-            f"tumor core {sorted(core)}, and that within whole tumor {sorted(whole)}."
-        )
-    outside |= {label for values in labels.values() for label in values} - whole
+    regions = {short: labels[region.name] for short, region in scored.items()}
+    for (inner, its), (outer, around) in pairwise(reversed(regions.items())):
+        if not set(its) <= set(around):
+            raise DatasetError(
+                f"{dataset_json} has regions that are not nested: {scored[inner].name} {sorted(its)} has to be within "
+                f"{scored[outer].name} {sorted(around)}."
+            )
+    outside |= {label for values in labels.values() for label in values} - set(next(iter(regions.values())))
     return Numbering(regions, tuple(outside), ignored)
+
+
+def _regions_of_brats(labels: Collection[str]) -> Mapping[str, Region]:
+    """Short name → region, of a set of regions that is there as a whole; empty without one."""
+    sets = (regions for regions in (REGIONS, TARGET) if all(region.name in labels for region in regions.values()))
+    return next(sets, {})

@@ -19,7 +19,7 @@ from nnunet_autosam2.benchmark.tables import (
     cost_table,
     score_table,
 )
-from nnunet_autosam2.dataset_conversion.regions import REGIONS
+from nnunet_autosam2.dataset_conversion.regions import REGIONS, TARGET
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.report.figures import draw_figures
 from nnunet_autosam2.report.niivue import SCRIPT, load_niivue
@@ -90,7 +90,8 @@ def _index(benchmark: Benchmark, cases: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _short_names(regions: list[str]) -> str:
     """`ET: enhancing tumor, TC: tumor core, …`, empty unless all are regions of BraTS."""
-    return ", ".join(f"{short}: {REGIONS[short].name}" for short in regions) if REGIONS.keys() >= set(regions) else ""
+    of_brats = {**REGIONS, **TARGET}
+    return ", ".join(f"{short}: {of_brats[short].name}" for short in regions) if of_brats.keys() >= set(regions) else ""
 
 
 def _require_replaceable(target: Path) -> None:

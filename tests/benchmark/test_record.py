@@ -60,7 +60,7 @@ class Finished:
     def collect(self, jobs: list[FoldJob] | None = None, errors: dict[FoldJob, str] | None = None) -> Benchmark:
         jobs = jobs or self.jobs
         models = list(dict.fromkeys(job.model for job in jobs))
-        return collect(models, jobs, errors or {}, self.cases, KIDNEY, num_processes=1)
+        return collect(models, jobs, errors or {}, self.cases, KIDNEY, challenge="gli", num_processes=1)
 
 
 def point_nnunet_to(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

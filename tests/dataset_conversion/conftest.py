@@ -18,10 +18,11 @@ class Published(NamedTuple):
     training: tuple[str, str]
     test: str
     suffixes: tuple[str, str, str, str]
-    """Of T1, T1ce, T2 and FLAIR, with separator"""
+    """Of T1, T1ce, T2 and FLAIR, with separator; empty: it has none"""
     labels: dict[int, int]
     """The phantom's 1 necrosis, 2 oedema, 4 enhancing, 9 a part of its necrosis → the release's label"""
     ending: str = ".nii.gz"
+    segmentation: str = "seg"
 
 
 OLD, NEW = ("_t1", "_t1ce", "_t2", "_flair"), ("-t1n", "-t1c", "-t2w", "-t2f")
@@ -29,6 +30,7 @@ SAME = {1: 1, 9: 1, 2: 2, 4: 4}
 THREE = {1: 1, 9: 1, 2: 2, 4: 3}
 CAVITY = {1: 1, 9: 4, 2: 2, 4: 3}
 CYSTS = {1: 2, 9: 3, 2: 4, 4: 1}
+TARGET = {1: 1, 9: 1, 2: 0, 4: 1}
 PUBLISHED = {
     "BraTS2018": Published(
         "2018-2021", ("HGG/Brats18_2013_2_1", "LGG/Brats18_TCIA09_141_1"), "Brats18_CBICA_AAM_1", OLD, SAME
@@ -62,6 +64,10 @@ PUBLISHED = {
     "SSA2023": Published(
         "2023-ssa", ("95_Glioma/BraTS-SSA-00002-000", "51_OtherNeoplasms/BraTS-SSA-00018-000"), "BraTS-SSA-00001-000",
         NEW, THREE,
+    ),
+    "MENRT2024": Published(
+        "2024-men-rt", ("BraTS-MEN-RT-0001-1", "BraTS-MEN-RT-0402-1"), "BraTS-MEN-RT-0501-1", ("", "_t1c", "", ""),
+        TARGET, segmentation="gtv",
     ),
     "GoAT2024": Published("2024-goat", ("BraTS-GoAT-00000", "BraTS-GoAT-00063"), "BraTS-GoAT-02489", NEW, THREE),
 }  # fmt: skip
@@ -106,7 +112,7 @@ def published(request: pytest.FixtureRequest, publish: Callable[[str], Path]) ->
     release = PUBLISHED.get(request.param, DECATHLON)
     folder = publish(request.param)
     training = sorted(Path(case).name for case in release.training)
-    files = [*folder.glob("**/*seg.nii*"), *folder.glob("labelsTr/*")]
+    files = [*folder.glob(f"**/*{release.segmentation}.nii*"), *folder.glob("labelsTr/*")]
     segmentations = {name: file for name in training for file in files if file.name.startswith(name)}
     return PublishedFolder(folder, release.release, training, Path(release.test).name, segmentations)
 
@@ -118,10 +124,12 @@ def _brats(phantom: Path, folder: Path) -> Path:
         target.mkdir(parents=True)
         original = _phantom_images(phantom, number)
         for image, suffix in zip(original, release.suffixes, strict=True):
-            nibabel.save(image, target / f"{target.name}{suffix}{release.ending}")
+            if suffix:
+                nibabel.save(image, target / f"{target.name}{suffix}{release.ending}")
         if case != release.test:
             segmentation = _segmentation(phantom, number, release.labels)
-            nibabel.save(segmentation, target / f"{target.name}{release.suffixes[0][0]}seg{release.ending}")
+            name = f"{target.name}{release.suffixes[1][0]}{release.segmentation}{release.ending}"
+            nibabel.save(segmentation, target / name)
     return folder
 
 

@@ -98,19 +98,21 @@ def test_every_release_converts_and_nnunet_accepts_it(published: Any, tmp_path: 
     dataset = convert_brats(published.folder, 5, "Release", release=given)
     assert dataset.release.name == published.release
     assert (dataset.training_cases, dataset.test_cases) == (published.training, [published.test])
-    assert dataset.channels == ["T1", "T1ce", "T2", "Flair"]
-    assert len(list(dataset.folder.glob("imagesTr/*"))) == 8
-    if published.folder.name in ("BraTS2018", "GLI2024", "PED2024", "Decathlon"):  # each layout and set of regions
+    assert dataset.channels == (["T1ce"] if published.release == "2024-men-rt" else ["T1", "T1ce", "T2", "Flair"])
+    assert len(list(dataset.folder.glob("imagesTr/*"))) == 2 * len(dataset.channels)
+    # each layout and set of regions
+    if published.folder.name in ("BraTS2018", "GLI2024", "PED2024", "MENRT2024", "Decathlon"):
         verify_dataset_integrity(str(dataset.folder), num_processes=1)
     description = json.loads((dataset.folder / "dataset.json").read_text())
     assert description["brats_release"] == published.release
     manager = LabelManager(description["labels"], description["regions_class_order"])
     for file in dataset.folder.glob("labelsTr/*"):
         labels = voxels(file)
-        probabilities = np.stack([np.isin(labels, region) for region in manager.foreground_regions]).astype(np.float32)
+        channels = manager.foreground_regions if manager.has_regions else manager.all_labels
+        probabilities = np.stack([np.isin(labels, channel) for channel in channels]).astype(np.float32)
         decoded = manager.convert_probabilities_to_segmentation(probabilities)
         np.testing.assert_array_equal(decoded, labels)
-        assert set(np.unique(labels)) == {0, *range(1, len(manager.foreground_regions) + 1)}
+        assert set(np.unique(labels)) == {0, *range(1, len(description["labels"]))}
 
 
 def test_channels_of_the_decathlon_are_taken_apart(publish: Callable[[str], Path], tmp_path: Path):

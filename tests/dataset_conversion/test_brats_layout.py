@@ -18,6 +18,7 @@ from nnunet_autosam2.errors import ConfigurationError
         ("2024-ped", "ped"),
         ("2023-men", "MenPre"),
         ("2024-goat", "GoAT"),
+        ("2024-men-rt", "MenRT"),
     ],
 )
 def test_regions_are_those_of_the_official_evaluation(release: str, config: str):
@@ -34,7 +35,7 @@ def test_regions_are_those_of_the_official_evaluation(release: str, config: str)
     ours = RELEASES[release]
     original = {after: before for before, after in ours.labels.items()}
     names = {"wt": "whole tumor", "tc": "tumor core", "et": "enhancing tumor"}
-    names |= {"rc": "resection cavity", "cc": "cystic component"}
+    names |= {"rc": "resection cavity", "cc": "cystic component", "gtv": "gross tumor volume"}
     compared = {short: long for short, long in names.items() if long in ours.regions}
     assert {short: {original[label] for label in ours.regions[long]} for short, long in compared.items()} == {
         short: official[short] for short in compared
@@ -45,7 +46,7 @@ def test_regions_are_those_of_the_official_evaluation(release: str, config: str)
 def test_each_label_has_its_own_number_and_channels_are_those_of_every_release(name: str):
     release = RELEASES[name]
     assert sorted(release.labels.values()) == list(range(len(release.labels)))
-    assert list(release.modalities.values()) == ["T1", "T1ce", "T2", "Flair"]
+    assert list(release.modalities.values()) == (["T1ce"] if name == "2024-men-rt" else ["T1", "T1ce", "T2", "Flair"])
     assert len(release.regions) == len(release.labels) - 1
 
 

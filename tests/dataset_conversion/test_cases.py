@@ -53,6 +53,7 @@ def test_the_decathlon_has_one_file_a_case_and_labels_of_their_own(tmp_path: Pat
         ("MET2025", ["2023-met", "2025-met"]),
         ("PED2023", ["2023-ped", "2024-ped"]),
         ("SSA2023", ["2023-ssa"]),
+        ("MENRT2024", ["2024-men-rt"]),
         ("Decathlon", ["decathlon"]),
     ],
 )

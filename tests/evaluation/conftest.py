@@ -90,5 +90,5 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
 def in_numbers_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Pair]]:
     """Challenge → pairs of all cases in its numbers; each challenge's folder is beside those of the others."""
     root = tmp_path_factory.mktemp("challenges")
-    numbers = {"gli": (0, 2, 1, 3), "mets": (0, 2, 1, 3), "ped": (0, 4, 2, 1)}
+    numbers = {"gli": (0, 2, 1, 3), "mets": (0, 2, 1, 3), "ped": (0, 4, 2, 1), "MenRT": (0, 0, 1, 1)}
     return {challenge: write_cases(root / challenge, labels) for challenge, labels in numbers.items()}

@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +67,10 @@ def official(in_numbers_of: dict[str, list[Pair]]) -> dict[str, dict[str, dict[s
     return tables
 
 
-def assert_equals_table(scores: Scores, table: dict[str, dict[str, str]]) -> None:
+def assert_equals_table(scores: Scores, table: dict[str, dict[str, str]], regions: Iterable[str] = REGIONS) -> None:
     assert scores.keys() == table.keys()
     for case, row in table.items():
-        for region in REGIONS:
+        for region in regions:
             for metric, column in IN_PARSED_TABLE.items():
                 cell = row[f"{column}_{region.lower()}"]
                 # An infinite lesion-wise HD95 is not replaced by the package's parser.
@@ -84,6 +85,11 @@ def test_equals_the_command_line_of_the_package(scores: Scores, official: dict):
 @pytest.mark.parametrize("challenge", ["mets", "ped"])
 def test_equals_the_command_line_with_the_rules_of(challenge: str, pairs: list[Pair], official: dict):
     assert_equals_table(evaluate(pairs, challenge, num_processes=2), official[challenge])
+
+
+def test_radiotherapy_planning_equals_the_command_line(in_numbers_of: dict[str, list[Pair]], official: dict):
+    scores = evaluate(in_numbers_of["MenRT"], numbering=NUMBERINGS["men-rt2024"], num_processes=2)
+    assert_equals_table(scores, official["MenRT"], ["GTV"])
 
 
 def test_numberings_of_the_challenges(scores: Scores, in_numbers_of: dict[str, list[Pair]]):
@@ -214,7 +220,7 @@ def test_every_problem_is_a_line_that_names_the_file(pairs: list[Pair], tmp_path
 
 
 def test_impossible_challenge(pairs: list[Pair]):
-    with pytest.raises(ConfigurationError, match="'MenRT' is not possible: choose from gli"):
+    with pytest.raises(ConfigurationError, match="MenRT does not score WT, TC, ET"):
         evaluate(pairs, "MenRT")
 
 
