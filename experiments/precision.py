@@ -14,9 +14,9 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_autosam2 import AutoSAM2
-from nnunet_autosam2.evaluation.brats_metrics import evaluate
 from nnunet_autosam2.evaluation.numbering import numbering_of_dataset
 from nnunet_autosam2.evaluation.pairs import find_pairs
+from nnunet_autosam2.evaluation.scoring import evaluate
 from nnunet_autosam2.evaluation.summary import summarise
 
 PRECISIONS = ("float32", "bfloat16")

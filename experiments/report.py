@@ -31,8 +31,8 @@ from experiments.runs import (
 from nnunet_autosam2.benchmark.comparison import interval, paired_differences
 from nnunet_autosam2.benchmark.results import MEAN, score_of
 from nnunet_autosam2.dataset_conversion.regions import REGIONS
-from nnunet_autosam2.evaluation.brats_metrics import Scores
 from nnunet_autosam2.evaluation.empty_regions import RULE
+from nnunet_autosam2.evaluation.scoring import Scores
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, training_log
 
 METRICS = {"Dice": ".3f", "IoU": ".3f", "HD95": ".1f"}

@@ -45,7 +45,7 @@ MODULES = (
     "nnunetv2.run.run_training",
     "nnunet_autosam2.architectures.sam2.branch",
     "nnunet_autosam2.cli.configure",
-    "nnunet_autosam2.evaluation.brats_metrics",
+    "nnunet_autosam2.evaluation.scoring",
     "nnunet_autosam2.show.loading",
     "nnunet_autosam2.trainers",
 )

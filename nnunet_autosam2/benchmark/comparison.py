@@ -10,8 +10,8 @@ import numpy as np
 from scipy import stats
 
 from nnunet_autosam2.benchmark.results import LEAST_CASES, score_of
-from nnunet_autosam2.evaluation.brats_metrics import Scores
 from nnunet_autosam2.evaluation.empty_regions import comparable_scores
+from nnunet_autosam2.evaluation.scoring import Scores
 
 CONFIDENCE = 0.95
 POWER = 0.8

@@ -18,11 +18,12 @@ from nnunet_autosam2.benchmark.kept import KeptScores, read_kept
 from nnunet_autosam2.benchmark.models import ComparedModel, titles
 from nnunet_autosam2.benchmark.tables import OVERLAP, Table, comparison_tables, cost_table, score_table
 from nnunet_autosam2.errors import AutoSAM2Error
-from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate
+from nnunet_autosam2.evaluation.brats_metrics import METRICS
 from nnunet_autosam2.evaluation.challenges import rules
 from nnunet_autosam2.evaluation.empty_regions import RULE
 from nnunet_autosam2.evaluation.numbering import Numbering
 from nnunet_autosam2.evaluation.pairs import find_pairs
+from nnunet_autosam2.evaluation.scoring import Scores, evaluate
 from nnunet_autosam2.support.access import entries
 from nnunet_autosam2.support.checkpoint import read_nnunet_checkpoint, training_log
 from nnunet_autosam2.support.staging import replace_file

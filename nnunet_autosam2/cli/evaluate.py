@@ -50,9 +50,10 @@ def command(
     and scores.json with every case.
     """
     from nnunet_autosam2.dataset_conversion.patients import leaks
-    from nnunet_autosam2.evaluation.brats_metrics import evaluate, require_brats_evaluation
+    from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
     from nnunet_autosam2.evaluation.numbering import choose_numbering
     from nnunet_autosam2.evaluation.pairs import find_pairs
+    from nnunet_autosam2.evaluation.scoring import evaluate
     from nnunet_autosam2.evaluation.summary import table, write_scores
     from nnunet_autosam2.support.staging import staged_folder
 

@@ -5,26 +5,24 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
 
 from nnunet_autosam2.evaluation.numbering import Numbering
-from nnunet_autosam2.evaluation.pairs import Pair
 
 
-def score(pair: Pair, numbering: Numbering, tolerance: float) -> dict[str, dict[str, float]]:
+def score(
+    prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...], numbering: Numbering, tolerance: float
+) -> dict[str, dict[str, float]]:
     """Region → metric → value; NaN in a region that neither truth nor prediction has.
 
     Args:
+        prediction: labels [Z, Y, X], as are those of the truth.
+        spacing: of these axes, in mm.
         tolerance: of NSD, in mm.
     """
     torch.set_num_threads(1)  # of one process among several
-    image = sitk.ReadImage(pair.truth)
-    truth = sitk.GetArrayFromImage(image)
-    prediction = sitk.GetArrayFromImage(sitk.ReadImage(pair.prediction))
     counts = truth != numbering.ignored
-    spacing = image.GetSpacing()[::-1]
     return {
         region: _scores(np.isin(prediction, labels) & counts, np.isin(truth, labels) & counts, spacing, tolerance)
         for region, labels in numbering.regions.items()

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from nnunet_autosam2.evaluation.brats_metrics import Scores
 from nnunet_autosam2.evaluation.empty_regions import MILLIMETRES
+from nnunet_autosam2.evaluation.scoring import Scores
 from nnunet_autosam2.support.columns import aligned
 from nnunet_autosam2.support.text import csv_cell
 

@@ -16,8 +16,8 @@ import SimpleITK as sitk
 from nnunet_autosam2.dataset_conversion.brats import convert_brats
 from nnunet_autosam2.dataset_conversion.phantom import write_phantom
 from nnunet_autosam2.dataset_conversion.predictions import predictions_to_brats
-from nnunet_autosam2.evaluation.brats_metrics import evaluate
 from nnunet_autosam2.evaluation.pairs import find_pairs
+from nnunet_autosam2.evaluation.scoring import evaluate
 from nnunet_autosam2.support.staging import staged_folder
 from tests.fork_server import run
 

@@ -18,9 +18,10 @@ from scipy.spatial import KDTree
 
 from nnunet_autosam2.dataset_conversion.regions import REGIONS
 from nnunet_autosam2.errors import AutoSAM2Error, ConfigurationError, DatasetError
-from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores, evaluate, require_brats_evaluation
+from nnunet_autosam2.evaluation.brats_metrics import METRICS, require_brats_evaluation
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS
 from nnunet_autosam2.evaluation.pairs import Pair
+from nnunet_autosam2.evaluation.scoring import Scores, evaluate
 
 REGIONS_OF_NNUNET = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}
 IN_PARSED_TABLE = {

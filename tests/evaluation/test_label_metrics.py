@@ -11,10 +11,10 @@ import SimpleITK as sitk
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-from nnunet_autosam2.evaluation.brats_metrics import Scores, evaluate
 from nnunet_autosam2.evaluation.challenges import TOLERANCE
 from nnunet_autosam2.evaluation.numbering import Numbering
 from nnunet_autosam2.evaluation.pairs import Pair
+from nnunet_autosam2.evaluation.scoring import Scores, evaluate
 
 SPACING = (0.7, 1.1, 2.5)  # x, y, z
 KIDNEY = Numbering({"kidney": (1, 2, 3), "mass": (2, 3), "tumour": (2,), "vein": (7,)}, outside=(0, 9), ignored=9)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nnunet_autosam2.dataset_conversion.regions import REGIONS
-from nnunet_autosam2.evaluation.brats_metrics import METRICS, Scores
+from nnunet_autosam2.evaluation.brats_metrics import METRICS
+from nnunet_autosam2.evaluation.scoring import Scores
 from nnunet_autosam2.evaluation.summary import summarise, table, write_scores
 
 
