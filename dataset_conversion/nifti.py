@@ -142,6 +142,23 @@ def unknown_labels(voxels: np.ndarray, labels: tuple[int, ...]) -> list[float]:
     return [value.item() for value in np.setdiff1d(whole_labels(voxels), labels)]
 
 
+def fault_of_labels(file: Path, labels: tuple[int, ...], those_of: str) -> str | None:
+    """Problem with a segmentation, which has to be readable and to have these labels alone; None: there is none.
+
+    Args:
+        those_of: who has these labels, with a verb.
+    """
+    try:
+        _, voxels = read_volume(file)
+    except DatasetError as error:
+        return str(error)
+    if unknown := unknown_labels(voxels, labels):
+        return (
+            f"{file} has the labels {listed_labels(unknown)}: {those_of} {', '.join(map(str, sorted(labels)))} alone."
+        )
+    return None
+
+
 def listed_labels(labels: Iterable[float]) -> str:
     """List the first of them as they are in a file: 2.5, or 3 for 3.0."""
     return listed([f"{label:.0f}" if float(label).is_integer() else f"{label:.7g}" for label in labels])
@@ -154,16 +171,17 @@ def relabel(file: Path, target: Path, labels: Mapping[int, int]) -> None:
     found, changed = whole_labels(voxels), np.zeros_like(voxels, subok=False)
     for before, after in labels.items():
         changed[found == before] = after
-    _save(image, changed, target)
+    save_like(image, changed, target)
 
 
 def take_channel(file: Path, channel: int, target: Path) -> None:
     """Writes one volume of a 4D image as a 3D image."""
     image = cast(nibabel.Nifti1Image, nibabel.load(file))
-    _save(image, np.asanyarray(image.dataobj[..., channel]), target)
+    save_like(image, np.asanyarray(image.dataobj[..., channel]), target)
 
 
-def _save(image: nibabel.Nifti1Image, voxels: np.ndarray, target: Path) -> None:
+def save_like(image: nibabel.Nifti1Image, voxels: np.ndarray, target: Path) -> None:
+    """Writes voxels with the header of another image, but for their type."""
     header = image.header.copy()
     header.set_data_dtype(voxels.dtype)
     nibabel.save(type(image)(voxels, image.affine, header), target)

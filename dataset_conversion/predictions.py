@@ -12,7 +12,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release, release_named
 from nnunet_autosam2.dataset_conversion.checks import WORKERS
-from nnunet_autosam2.dataset_conversion.nifti import listed_labels, read_volume, relabel, unknown_labels
+from nnunet_autosam2.dataset_conversion.nifti import fault_of_labels, relabel
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.support.access import entries
 from nnunet_autosam2.support.json_files import checked, read_json
@@ -56,7 +56,8 @@ def predictions_to_brats(predictions: Path, output: Path, release: str | None = 
     chosen = _given_release(release, predictions / "dataset.json") if release else recorded_release(predictions)
     original = chosen.original
     with staged_folder(output) as staged:
-        problems = thread_map(partial(_check, labels=tuple(original)), files, desc="check", max_workers=WORKERS)
+        check = partial(fault_of_labels, labels=tuple(original), those_of="a model of the converted data set has")
+        problems = thread_map(check, files, desc="check", max_workers=WORKERS)
         if any(problems):
             raise DatasetError("\n".join(filter(None, problems)))
         thread_map(lambda file: relabel(file, staged / file.name, original), files, desc="convert", max_workers=WORKERS)
@@ -116,16 +117,3 @@ def _labels_of(release: Release) -> dict[str, Any]:
         "file_ending": ".nii.gz",
         CONVERTED_KEY: release.name,
     }
-
-
-def _check(file: Path, labels: tuple[int, ...]) -> str | None:
-    try:
-        _, voxels = read_volume(file)
-    except DatasetError as error:
-        return str(error)
-    if unknown := unknown_labels(voxels, labels):
-        return (
-            f"{file} has the labels {listed_labels(unknown)}: a prediction of a model trained "
-            f"on the converted data set has {', '.join(map(str, sorted(labels)))} alone."
-        )
-    return None

@@ -22,6 +22,8 @@ COMMANDS = {
     "predictions-to-brats": "predictions_to_brats",
     "make-phantom": "make_phantom",
     "evaluate": "evaluate",
+    "tune-postprocessing": "tune_postprocessing",
+    "postprocess": "postprocess",
     "benchmark": "benchmark",
     "report": "report",
     "show": "show",

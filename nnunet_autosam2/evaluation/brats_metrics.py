@@ -43,10 +43,10 @@ COLUMNS_OF_PARSER = {
 
 
 class Found(NamedTuple):
-    """What is found in a case."""
+    """Findings in a case."""
 
     results: dict[str, Any]
-    """As `brats-evaluate` writes them"""
+    """Results that `brats-evaluate` writes"""
     counted: dict[str, dict[str, float]]
     """`[region][metric]` of what the package does not have"""
 
@@ -66,23 +66,27 @@ def require_brats_evaluation() -> str:
         ) from error
 
 
-def score(prediction: np.ndarray, truth: np.ndarray, grid: sitk.Image, challenge: str, numbering: Numbering) -> Found:
+def score_brats(
+    prediction: np.ndarray, truth: np.ndarray, grid: sitk.Image, challenge: str, numbering: Numbering
+) -> Found:
     """Run the package on one case.
 
     Args:
         prediction: labels [Z, Y, X], as are those of the truth.
-        grid: an image on it.
+        grid: an image with its spacing.
     """
     from brats_evaluation import config_path
     from panoptica import Panoptica_Evaluator
 
     labels = [CHALLENGES[challenge].original[tissue] for tissue in TISSUES[: len(numbering.regions)]]
-    voxels = [numbering.renumbered(array, labels) for array in (prediction, truth)]
+    box = _box_around((prediction != 0) | (truth != 0))  # all else is background, which no metric counts
+    ignored = truth[box] == numbering.ignored
+    voxels = [numbering.renumbered(array[box], labels) for array in (prediction, truth)]
     images = []
     for array in voxels:
-        array[truth == numbering.ignored] = 0
+        array[ignored] = 0
         images.append(sitk.GetImageFromArray(array))
-        images[-1].CopyInformation(grid)
+        images[-1].SetSpacing(grid.GetSpacing())
     with _silence():
         evaluator = Panoptica_Evaluator.load_from_config(str(config_path(challenge)))
         groups = evaluator.segmentation_class_groups_names
@@ -99,6 +103,13 @@ def score(prediction: np.ndarray, truth: np.ndarray, grid: sitk.Image, challenge
             ALL_LESIONS: _over_all_lesions(by_region[region]),
         }
     return Found({group: result.to_dict(True) for group, result in results.items()}, counted)
+
+
+def _box_around(mask: np.ndarray) -> tuple[slice, ...]:
+    """All of the mask and a voxel more where there is one, so that its borders stay borders; everything if empty."""
+    if not mask.any():
+        return (slice(None),) * mask.ndim
+    return tuple(slice(max(0, axis.min() - 1), axis.max() + 2) for axis in mask.nonzero())
 
 
 def _over_all_lesions(result: Any) -> float:

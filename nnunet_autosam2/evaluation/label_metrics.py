@@ -11,7 +11,7 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou,
 from nnunet_autosam2.evaluation.numbering import Numbering
 
 
-def score(
+def score_labels(
     prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...], numbering: Numbering, tolerance: float
 ) -> dict[str, dict[str, float]]:
     """Region → metric → value; NaN in a region that neither truth nor prediction has.

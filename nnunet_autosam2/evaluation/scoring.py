@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ RegionScores = dict[str, dict[str, "float | None"]]
 """`[region][metric]`; None where it is not defined."""
 Scores = dict[str, RegionScores]
 """`[case][region][metric]`"""
-Variants = Callable[[Pair, np.ndarray, float], Sequence[np.ndarray]]
+Variants = Callable[[Pair, np.ndarray, float], Iterable[np.ndarray]]
 """Case, its prediction [Z, Y, X] and the volume of a voxel in mm³ → predictions in its place"""
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _as_it_is(pair: Pair, prediction: np.ndarray, volume: float) -> list[np.ndar
 
 
 def _score(pair: Pair, variants: Variants, challenge: str, numbering: Numbering) -> list[Any]:
-    """What the metrics' module has found, one for each variant."""
+    """Findings of the module of the metrics, one for each variant."""
     image = sitk.ReadImage(pair.truth)
     truth = sitk.GetArrayFromImage(image)
     prediction = sitk.GetArrayFromImage(sitk.ReadImage(pair.prediction))
@@ -176,11 +176,11 @@ def _score(pair: Pair, variants: Variants, challenge: str, numbering: Numbering)
         known = next((score for voxels, score in scored if np.array_equal(voxels, variant)), None)
         if known is None:
             if numbering.is_brats:
-                known = brats_metrics.score(variant, truth, image, challenge, numbering)
+                known = brats_metrics.score_brats(variant, truth, image, challenge, numbering)
             else:
                 from nnunet_autosam2.evaluation import label_metrics  # with MONAI, which takes seconds
 
-                known = label_metrics.score(variant, truth, image.GetSpacing()[::-1], numbering, TOLERANCE)
+                known = label_metrics.score_labels(variant, truth, image.GetSpacing()[::-1], numbering, TOLERANCE)
             scored.append((variant, known))
         found.append(known)
     return found

@@ -184,7 +184,7 @@ def test_processes_end_with_the_command(tmp_path: Path, number: signal.Signals):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    _, said = process.communicate(timeout=60)
     deadline = time.monotonic() + 10
     while any(is_running(int(worker)) for worker in workers):
         assert time.monotonic() < deadline
@@ -195,7 +195,7 @@ def test_processes_end_with_the_command(tmp_path: Path, number: signal.Signals):
             assert list(staged.iterdir()) == []
         (tmp_path / "predicted" / "evaluation").rmdir()
     else:
-        assert process.returncode == 128 + number
+        assert process.returncode == 128 + number, said
     assert files_in(tmp_path) == before
     assert [path.name for path in tmp_path.rglob(".*")] == []
 

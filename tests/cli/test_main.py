@@ -22,6 +22,7 @@ ARGUMENTS = {
     "predictions-to-brats": (LONG, "out"), "make-phantom": (LONG,), "evaluate": (LONG,), "report": (LONG,),
     "show": ("case", "-m", LONG), "inspect": (LONG,), "merge-adapters": (LONG, "out"),
     "benchmark": ("-d", "7", "--trainers", "nnUNetTrainer", "-o", LONG, "--viewer-cases", "0"),
+    "tune-postprocessing": (LONG,), "postprocess": ("in", "out", "--settings", LONG),
     "doctor": (f"sam2_checkpoint={LONG}",),
 }  # fmt: skip
 
