@@ -16,7 +16,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.brats_layout import Release, release_by_labels
 from nnunet_autosam2.dataset_conversion.cases import SourceCase
-from nnunet_autosam2.dataset_conversion.nifti import Geometry, listed_labels, read_volume, whole_labels
+from nnunet_autosam2.dataset_conversion.nifti import Geometry, listed_labels, occurring_labels, read_volume
 from nnunet_autosam2.errors import ConfigurationError, DatasetError, listed
 from nnunet_autosam2.support.access import fault_of_file
 from nnunet_autosam2.support.text import LINE, printable
@@ -154,7 +154,7 @@ def check_case(case: SourceCase, release: Release) -> Findings:
         if not np.isfinite(voxels).all():
             problems.append(f"{file} has voxels that are infinite or not a number.")
         elif file == case.segmentation:
-            labels = frozenset(np.unique(whole_labels(voxels)).tolist())
+            labels = frozenset(occurring_labels(voxels))
         elif is_stack and voxels.shape[3] != len(release.stack):
             problems.append(f"{file} has {voxels.shape[3]} channels, expected {', '.join(release.stack)}.")
         else:

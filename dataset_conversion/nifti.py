@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from isal import igzip, igzip_lib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 
@@ -22,6 +23,9 @@ LARGE = 2**28
 """Bytes. What claims to be larger is measured before memory is taken for it."""
 LABEL_NOISE = 1e-3
 """Difference from a whole number that scaling and arithmetic in single precision may leave"""
+
+AFTER_THE_END = "Not a gzipped file"
+"""Part of what is said where something else comes after a compressed file"""
 
 _one_reader = Lock()  # SimpleITK asks HDF5 about every file, which is not safe in threads (its issue 74)
 
@@ -85,7 +89,16 @@ def _read_voxels(file: Path, image: nibabel.Nifti1Image) -> np.ndarray:
     """Read to the end of a compressed file, where its checksum is."""
     if file.suffix != ".gz":
         return np.asanyarray(image.dataobj)
-    with gzip.open(file) as stream:
+    try:
+        return _decompressed(igzip.open(file), image)
+    except gzip.BadGzipFile as error:
+        if AFTER_THE_END not in str(error):
+            raise
+        return _decompressed(gzip.open(file), image)  # which does not read on behind the voxels
+
+
+def _decompressed(stream: gzip.GzipFile, image: nibabel.Nifti1Image) -> np.ndarray:
+    with stream:
         voxels = np.asanyarray(type(image).from_file_map({"image": FileHolder(fileobj=stream)}).dataobj)
         if fault := _fault_of_end(stream):
             raise fault
@@ -98,14 +111,14 @@ def _fault_of_end(stream: gzip.GzipFile) -> Exception | None:
     try:
         while rest > 0 and (piece := stream.read(2**20)):
             rest -= len(piece)
-    except (OSError, EOFError, zlib.error) as error:
-        return None if "Not a gzipped file" in str(error) else error
+    except (OSError, EOFError, zlib.error, igzip_lib.IsalError) as error:  # type: ignore[misc]  # its stub is wrong
+        return None if AFTER_THE_END in str(error) else error
     return None
 
 
 def _reason(file: Path, error: Exception) -> str:
     if isinstance(error, ImageFileError) and file.suffix == ".gz":  # of a small file, all that nibabel says
-        with gzip.open(file) as stream:
+        with igzip.open(file) as stream:
             error = _fault_of_end(stream) or error
     if isinstance(error, gzip.BadGzipFile) and ("CRC" in str(error) or "length" in str(error)):
         return "the checksum of its compression is wrong, so that it is damaged. Copy or download it again."
@@ -117,7 +130,7 @@ def _require_complete(file: Path, image: nibabel.Nifti1Image) -> None:
     if claimed <= LARGE:
         return
     if file.suffix == ".gz":
-        with gzip.open(file) as stream:
+        with igzip.open(file) as stream:
             stream.seek(claimed - 1)  # decompresses piece by piece
             is_whole = stream.read(1) != b""
     else:
@@ -139,7 +152,25 @@ def whole_labels(voxels: np.ndarray) -> np.ndarray:
 
 def unknown_labels(voxels: np.ndarray, labels: tuple[int, ...]) -> list[float]:
     """Values that are not among `labels`, sorted."""
-    return [value.item() for value in np.setdiff1d(whole_labels(voxels), labels)]
+    return np.sort(list(occurring_labels(voxels).difference(labels))).tolist()  # with one that is not a number last
+
+
+def occurring_labels(voxels: np.ndarray) -> set[float]:
+    """Labels that occur, as they were meant."""
+    if not _is_small_integer(voxels):
+        return set(np.unique(whole_labels(voxels)).tolist())
+    seen = np.zeros(2 ** (8 * voxels.itemsize), bool)
+    seen[_unsigned(voxels)] = True
+    return set(np.flatnonzero(seen).astype(f"u{voxels.itemsize}").view(voxels.dtype.newbyteorder("=")).tolist())
+
+
+def _is_small_integer(voxels: np.ndarray) -> bool:
+    """Is a table of all values small? Looking up is several times as fast as sorting and comparing."""
+    return voxels.dtype.kind in "iu" and voxels.itemsize <= 2
+
+
+def _unsigned(voxels: np.ndarray) -> np.ndarray:
+    return voxels.astype(voxels.dtype.newbyteorder("="), copy=False).view(f"u{voxels.itemsize}")
 
 
 def fault_of_labels(file: Path, labels: tuple[int, ...], those_of: str) -> str | None:
@@ -168,9 +199,15 @@ def relabel(file: Path, target: Path, labels: Mapping[int, int]) -> None:
     """Writes the segmentation `file` with each label replaced by `labels[label]`."""
     image = cast(nibabel.Nifti1Image, nibabel.load(file))
     voxels = np.asanyarray(image.dataobj)
-    found, changed = whole_labels(voxels), np.zeros_like(voxels, subok=False)
-    for before, after in labels.items():
-        changed[found == before] = after
+    if _is_small_integer(voxels):
+        table = np.zeros(2 ** (8 * voxels.itemsize), voxels.dtype)
+        for before, after in labels.items():
+            table[before] = after
+        changed = table[_unsigned(voxels)]
+    else:
+        found, changed = whole_labels(voxels), np.zeros_like(voxels, subok=False)
+        for before, after in labels.items():
+            changed[found == before] = after
     save_like(image, changed, target)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.brats_layout import RELEASES, Release
-from nnunet_autosam2.dataset_conversion.nifti import read_volume
+from nnunet_autosam2.dataset_conversion.nifti import occurring_labels, read_volume
 from nnunet_autosam2.dataset_conversion.regions import REGIONS, TARGET, Region
 from nnunet_autosam2.errors import DatasetError, listed
 from nnunet_autosam2.support.dataset_json import DatasetLabels
@@ -137,7 +137,7 @@ def _labels_in(files: Sequence[Path]) -> set[float]:
 
     def labels_of(file: Path) -> set[float]:
         try:
-            return set(np.unique(read_volume(file)[1]).tolist())
+            return occurring_labels(read_volume(file)[1])
         except DatasetError:
             return set()
 

@@ -128,6 +128,6 @@ def test_probabilities_in_the_place_of_labels_are_one_short_line(source: Path, t
     labels = convert_brats(source, 5, "Phantom", output=tmp_path).folder / "labelsTr"
     probabilities = np.random.default_rng(0).random((90, 90, 90), np.float32)
     nibabel.save(nibabel.Nifti1Image(probabilities, np.eye(4)), labels / "phantom_001.nii.gz")
-    with pytest.raises(DatasetError, match=r"has the labels 0\.\d+, .* and \d+ more: a prediction") as caught:
+    with pytest.raises(DatasetError, match=r"has the labels 0\.\d+, .* and \d+ more: a model") as caught:
         predictions_to_brats(labels, tmp_path / "back")
     assert len(str(caught.value)) < 1000
