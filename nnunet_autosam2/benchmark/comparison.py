@@ -38,21 +38,38 @@ class Difference(NamedTuple):
     needed: int | None
     """Cases with which a paired t-test would show a difference of this size in 80 of 100 benchmarks; None as the
     interval, or where the difference is none"""
+    repeats: int = 1
+    """Trainings of each model, over which the difference of a case is a mean"""
+    between_repeats: float | None = None
+    """Standard deviation of the difference from one pair of trainings to the next; None without several"""
 
 
-def compare(model: Scores, reference: Scores, region: str, metric: str) -> Difference | None:
-    """Compare `model` less `reference`; a region named `mean` is the mean over the regions of each case.
+def compare(models: Sequence[Scores], references: Sequence[Scores], region: str, metric: str) -> Difference | None:
+    """Compare a model less the reference; a region named `mean` is the mean over the regions of each case.
 
     Regions that the truth lacks count as `empty_regions` says.
+
+    Args:
+        models: scores of each of its trainings.
+        references: as many; the first trainings are compared, then the second ones, and a case's difference is the
+            mean of these.
 
     Returns:
         None where they have no case in common.
     """
-    common = model.keys() & reference.keys()
+    pairs = list(zip(models, references, strict=False))
+    common = set().union(*(model.keys() & reference.keys() for model, reference in pairs))
     if not common:
         return None
-    differences = np.array(list(paired_differences(model, reference, region, metric).values()))
-    low, high = interval(differences)
+    of_repeats = [paired_differences(model, reference, region, metric) for model, reference in pairs]
+    of_repeats = [of_repeat for of_repeat in of_repeats if of_repeat] or of_repeats[:1]
+    cases = sorted(set().union(*of_repeats))
+    differences = np.array(
+        [np.mean([of_repeat[case] for of_repeat in of_repeats if case in of_repeat]) for case in cases]
+    )
+    everywhere = [case for case in cases if all(case in of_repeat for of_repeat in of_repeats)]
+    crossed = np.array([[of_repeat[case] for case in everywhere] for of_repeat in of_repeats])
+    low, high = interval(differences) if len(of_repeats) == 1 else crossed_interval(crossed)
     return Difference(
         n=differences.size,
         dropped=len(common) - differences.size,
@@ -62,6 +79,8 @@ def compare(model: Scores, reference: Scores, region: str, metric: str) -> Diffe
         p=float(stats.wilcoxon(differences).pvalue) if differences.any() else None,
         effect=rank_biserial(differences),
         needed=cases_needed(differences) if low is not None else None,
+        repeats=len(of_repeats),
+        between_repeats=float(crossed.mean(axis=1).std(ddof=1)) if len(of_repeats) > 1 and everywhere else None,
     )
 
 
@@ -86,6 +105,34 @@ def interval(differences: np.ndarray, least: int = LEAST_CASES) -> tuple[float, 
     if differences.size < least or not np.ptp(differences):
         return None, None
     low, high = stats.t.interval(CONFIDENCE, differences.size - 1, differences.mean(), stats.sem(differences))
+    return float(low), float(high)
+
+
+def crossed_interval(differences: np.ndarray, least: int = LEAST_CASES) -> tuple[float, float] | tuple[None, None]:
+    """Interval of the mean for other cases and other trainings, both of which are drawn at random.
+
+    Of a two-way analysis of variance without interaction, with degrees of freedom by Satterthwaite (1946). Where
+    trainings differ by no more than chance, it is that of the means of the cases.
+
+    Args:
+        differences: [R, N] of R trainings and N cases.
+        least: number of cases below which there is none.
+    """
+    repeats, cases = differences.shape
+    if cases < least or not np.ptp(differences.mean(axis=0)):
+        return None, None
+    of_cases, of_repeats, mean = differences.mean(axis=0), differences.mean(axis=1), differences.mean()
+    rest = differences - of_cases - of_repeats[:, None] + mean
+    freedom = np.array([cases - 1, repeats - 1, (cases - 1) * (repeats - 1)])
+    squares = np.array([repeats * np.square(of_cases - mean).sum(), cases * np.square(of_repeats - mean).sum()])
+    between_cases, between_repeats, within = np.array([*squares, np.square(rest).sum()]) / freedom
+    if between_repeats <= within:
+        return interval(of_cases, least)
+    parts = np.array([between_cases, between_repeats, -within])
+    variance = parts.sum()
+    low, high = stats.t.interval(
+        CONFIDENCE, variance**2 / (parts**2 / freedom).sum(), mean, math.sqrt(variance / differences.size)
+    )
     return float(low), float(high)
 
 

@@ -32,6 +32,11 @@ class ComparedModel:
     """Other configurations, of any of which the baseline may be"""
     title: str | None = None
     """Name in tables and figures, where it is not that of the trainer"""
+    repeat_of: str | None = None
+    """Title of the model that it is another training of"""
+
+    def repeating(self, title: str) -> ComparedModel:
+        return replace(self, repeat_of=title)
 
     def titled(self, title: str) -> ComparedModel:
         return replace(self, title=title)

@@ -60,7 +60,10 @@ def collect(
         for title, model in by_title.items()
     ]
     regions = list(numbering.regions)[:: -1 if numbering.is_brats else 1]
-    scores = {record.title: {result.case: result.scores for result in record.results()} for record in records}
+    scores: dict[str, list[Scores]] = {}
+    for record in records:
+        of_record = {result.case: result.scores for result in record.results()}
+        scores.setdefault(record.repeat_of or record.title, []).append(of_record)
     found = {result.case for record in records for result in record.results()}
     return results.Benchmark(
         dataset=models[0].dataset,
@@ -135,6 +138,7 @@ def _model(
         title=title,
         trainer=model.trainer,
         configuration=model.configuration,
+        repeat_of=model.repeat_of,
         slice_fraction=model.slice_fraction,
         parameters=parameters[0] if parameters else None,
         folds=[_fold(job, errors.get(job), evaluated) for job in jobs],
@@ -191,7 +195,7 @@ def _evaluated(job: FoldJob, numbering: Numbering, challenge: str, num_processes
     return scores
 
 
-def _comparisons(scores: Mapping[str, Scores], regions: Sequence[str]) -> Iterator[results.Comparison]:
+def _comparisons(scores: Mapping[str, Sequence[Scores]], regions: Sequence[str]) -> Iterator[results.Comparison]:
     reference, *others = scores
     for metric in COMPARED:
         found = {

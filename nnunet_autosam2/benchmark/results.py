@@ -89,6 +89,8 @@ class ModelResults(BaseModel):
     title: str
     trainer: str
     configuration: str
+    repeat_of: str | None = None
+    """Title of the model that it is another training of"""
     slice_fraction: float | None
     """Fraction of the slices that SAM2 sees; None for nnU-Net's own networks"""
     parameters: Parameters | None
@@ -150,6 +152,10 @@ class Comparison(BaseModel):
     """Rank-biserial correlation, -1 to 1"""
     needed: int | None = None
     """Cases that would show a difference of this size"""
+    repeats: int = 1
+    """Trainings of each model, over which the difference of a case is a mean"""
+    between_repeats: float | None = None
+    """Standard deviation of the difference from one pair of trainings to the next; None without several"""
 
     @property
     def interval(self) -> tuple[float, float] | None:

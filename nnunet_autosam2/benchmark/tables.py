@@ -131,6 +131,8 @@ def _difference(comparison: Comparison | None) -> Cell:
         notes.append(_shown_p("Holm's p", comparison.p_corrected))
     if comparison.effect is not None:
         notes.append(f"effect {comparison.effect:+.2f}")
+    if comparison.between_repeats is not None:
+        notes.append(f"± {scale * comparison.between_repeats:.2f} between {comparison.repeats} trainings")
     if comparison.needed is not None and not comparison.excludes_zero:
         notes.append(f"{comparison.needed} cases would show it")
     if comparison.interval is not None:

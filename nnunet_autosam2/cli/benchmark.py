@@ -51,6 +51,8 @@ class ManyValues(click.Command):
     "--pretrained", multiple=True, metavar="NAME=FILE...",
     help="Encoders from elsewhere in the planned network, in nnU-Net's layout; each with SAM2 and without it.",
 )  # fmt: skip
+@click.option("--repeats", type=click.IntRange(1), default=1, show_default=True,
+              help="Trainings of each model on each fold. Differences then hold for further ones.")  # fmt: skip
 @click.option("--folds", multiple=True, type=click.IntRange(0), default=(0, 1, 2, 3, 4), metavar="NUMBER...",
               help="Default: 0 1 2 3 4.")  # fmt: skip
 @click.option("-c", "--configuration", default="3d_fullres", show_default=True)
@@ -75,6 +77,7 @@ def command(
     trainers: tuple[str, ...],
     ablations: tuple[str, ...],
     pretrained: tuple[str, ...],
+    repeats: int,
     folds: tuple[int, ...],
     configuration: str,
     plans: str,
@@ -104,6 +107,7 @@ def command(
     from nnunet_autosam2.benchmark.fold_job import FoldJob
     from nnunet_autosam2.benchmark.models import find_models
     from nnunet_autosam2.benchmark.pretrained import find_pretrained
+    from nnunet_autosam2.benchmark.repeats import find_repeats
     from nnunet_autosam2.benchmark.schedule import require_executor, run_jobs
     from nnunet_autosam2.dataset_conversion.patients import leaks
     from nnunet_autosam2.evaluation.brats_metrics import require_brats_evaluation
@@ -120,6 +124,7 @@ def command(
     models = find_models(dataset, trainers or (BASELINE,), plans, configuration)
     models += find_ablations(dataset, ablations, plans, configuration) if ablations else []
     models += find_pretrained(dataset, pretrained, plans, configuration) if pretrained else []
+    models += find_repeats(models, repeats)
     numbering = find_numbering(models)
     challenge = challenge_for(numbering.regions, challenge)
     if numbering.is_brats:

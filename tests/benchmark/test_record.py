@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
@@ -227,3 +227,19 @@ class TestFiles:
         for table in text.split("\n\n"):
             lines = [line.replace(r"\|", "") for line in table.split("\n") if line.startswith("|")]
             assert len({line.count("|") for line in lines}) <= 1
+
+
+def test_repeats_have_rows_of_their_own_and_are_compared_together(finished: Finished):
+    jobs = [replace(job, model=job.model.titled(job.model.trainer)) for job in finished.jobs]
+    again = [
+        replace(job, model=job.model.titled(f"{job.model.trainer}, repeat 2").repeating(job.model.trainer))
+        for job in jobs
+    ]
+    benchmark = finished.collect([*jobs, *again])
+    assert [model.title for model in benchmark.models] == [*TRAINERS, *(f"{trainer}, repeat 2" for trainer in TRAINERS)]
+    assert [model.repeat_of for model in benchmark.models] == [None, None, *TRAINERS]
+    once = finished.collect()
+    for single, double in zip(once.comparisons, benchmark.comparisons, strict=True):
+        assert (double.repeats, double.between_repeats) == (2, 0)
+        assert double.difference == single.difference
+    assert "± 0.00 between 2 trainings" in "".join(markdown(benchmark))
