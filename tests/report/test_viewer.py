@@ -83,6 +83,20 @@ def test_the_page_opens_and_leads_to_a_case(open_page, report: Path):
     assert "phantom <2> & 'ä'" in page.locator("#case option:checked").inner_text()
 
 
+def test_the_index_of_250_cases_opens_within_two_seconds(open_page, benchmark):
+    content = benchmark.content
+    for model in content["models"]:
+        for fold in model["folds"]:
+            fold["cases"] = [{**case, "case": f"{case['case']} {n}"} for case in fold["cases"] for n in range(63)]
+    content["cases"] = {f"{name} {n}": files for name, files in content["cases"].items() for n in range(63)}
+    benchmark.write()
+    index = write_report(benchmark.path, 250)
+    page = open_page(index.as_uri())
+    assert page.locator("a[href^='viewer.html']").count() >= 250
+    timing = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+    assert 0 < timing < 2000
+
+
 def test_scrolls_toggles_and_changes_channel_and_case(open_page, server: str):
     page = open_page(f"{server}/viewer.html")
     wait_for_case(page)
