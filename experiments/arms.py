@@ -62,6 +62,14 @@ ARMS = {
         "nnunet",
     ),
     "upgrade_axes": Arm("nnU-Net, frozen, SAM2 on it, along three axes", ON_BASELINE, ("slice_axes=3",), "nnunet"),
+    "upgrade_everything": Arm(
+        "nnU-Net, frozen, all of these together",
+        ON_BASELINE,
+        ("feature_fusion=true", "fusion=convolutional", "boxes_per_region=4", "prompt_threshold=0.3", "slice_axes=3"),
+        "nnunet",
+    ),
+    "upgrade_slow": Arm("the same, a third of the learning rate", ON_BASELINE, ("initial_lr=3e-4",), "nnunet"),
+    "upgrade_fast": Arm("the same, thrice the learning rate", ON_BASELINE, ("initial_lr=3e-3",), "nnunet"),
     "nnunet_then_features": Arm(
         "nnU-Net, then SAM2 and its features on it",
         ON_BASELINE,
