@@ -9,6 +9,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from nnunet_autosam2.dataset_conversion.regions import REGIONS
+from nnunet_autosam2.postprocessing.rules import Rule
+from nnunet_autosam2.postprocessing.settings import NAME, Settings, write_settings
+
 pytestmark = pytest.mark.end_to_end
 ROOT = Path(__file__).parents[2]
 PREDICT = ROOT / "container" / "predict_brats.sh"
@@ -31,6 +35,15 @@ def test_cases_go_in_and_label_maps_of_the_release_come_out(planned, trained: Pa
     assert found.shape == image.shape
     np.testing.assert_allclose(found.affine, image.affine)
     assert {*np.unique(np.asarray(found.dataobj))} <= {0, 1, 2, 4}
+
+
+def test_post_processing_beside_the_model_is_applied(planned, trained: Path, cases: Path, tmp_path: Path):
+    model = Path(shutil.copytree(trained, tmp_path / "model"))
+    brats = {short: region.labels for short, region in REGIONS.items()}
+    rules = {"WT": Rule(smallest_component=1e9)}  # mm³, more than there are
+    write_settings(Settings(labels=brats, outside=(0,), rules=rules, found_by={}), model / NAME)
+    planned.run(PREDICT, cases, tmp_path / "out", model, *QUICK)
+    assert not np.asarray(nibabel.load(tmp_path / "out" / "phantom_002.nii.gz").dataobj).any()
 
 
 def test_a_model_that_is_none_is_one_line(planned, cases: Path, tmp_path: Path) -> None:
