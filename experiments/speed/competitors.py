@@ -23,6 +23,16 @@ from nnunet_autosam2.trainers.loss import AutoSAM2Loss
 NNUNET, LOOP = "nnU-Net", "slice by slice"
 BACKBONES = {"autosam2": "AutoSAM2", "plans": "on nnU-Net's"}
 FROZEN = {"backbone": "plans", "backbone_checkpoint": "auto", "freeze_backbone": True}
+PARTS: dict[str, dict[str, Any]] = {
+    "features": {"feature_fusion": True},
+    "features alone": {"feature_fusion": True, "fusion": "off"},
+    "convolutional gate": {"fusion": "convolutional"},
+    "prompts by part": {"boxes_per_region": 4, "prompt_threshold": 0.3},
+    "three axes": {"slice_axes": 3},
+}
+PARTS["all parts"] = {
+    key: value for part, parameters in PARTS.items() if part != "features alone" for key, value in parameters.items()
+}
 """As `nnUNetTrainerAutoSAM2_OnBaseline`; what the weights are changes no time."""
 
 
@@ -133,13 +143,9 @@ def competitors(
         yield f"{title(backbone, loop_fraction)}, all in training", partial(autosam2, setting, **every)
     frozen = f"frozen, {100 * loop_fraction:g} %"
     yield frozen, partial(autosam2, setting, slice_fraction=loop_fraction, **FROZEN)
-    convolutional = {"backbone": "plans", "slice_fraction": loop_fraction, "fusion": "convolutional"}
-    yield f"{title('plans', loop_fraction)}, convolutional gate", partial(autosam2, setting, **convolutional)
-    features: dict[str, Any]
-    for name, features in ((title("plans", loop_fraction), {"backbone": "plans"}), (frozen, FROZEN)):
-        features = {"feature_fusion": True, "slice_fraction": loop_fraction, **features}
-        yield f"{name}, features", partial(autosam2, setting, **features)
-        yield f"{name}, features alone", partial(autosam2, setting, fusion="off", **features)
+    for name, base in ((title("plans", loop_fraction), {"backbone": "plans"}), (frozen, FROZEN)):
+        for part, parameters in PARTS.items():
+            yield f"{name}, {part}", partial(autosam2, setting, slice_fraction=loop_fraction, **base, **parameters)
     if setting.classes is not None:
         every = {"backbone": "plans", "slice_fraction": loop_fraction, "regions_per_slice": None}
         yield f"{title('plans', loop_fraction)}, all classes", partial(autosam2, setting, **every)
