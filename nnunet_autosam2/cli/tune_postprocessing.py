@@ -47,7 +47,6 @@ def command(
     """
     from nnunet_autosam2.evaluation.brats_metrics import ALL_LESIONS, METRICS, require_brats_evaluation
     from nnunet_autosam2.evaluation.challenges import challenge_for
-    from nnunet_autosam2.evaluation.empty_regions import RULE
     from nnunet_autosam2.evaluation.numbering import choose_numbering
     from nnunet_autosam2.evaluation.pairs import find_pairs
     from nnunet_autosam2.postprocessing.settings import NAME, Settings, write_settings
@@ -88,7 +87,7 @@ def command(
     rows += [[region, *(_cell(value) for value in of_region.values())] for region, of_region in means.items()]
     click.echo(aligned(rows))
     click.echo("\nExpect the second figure of new cases; the third is of the cases that the rules were found on.")
-    click.echo(f"{RULE}\n")
+    click.echo("A region that is rightly left out counts as the best; where nobody has it, the case does not count.\n")
     for region in numbering.regions:
         click.echo(f"{region}: {tuned.rules.get(region, 'nothing is taken out')}")
     click.echo(f"{output}: for autosam2 postprocess PREDICTED CLEANED --settings {output}")
