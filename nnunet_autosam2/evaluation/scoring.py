@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -182,6 +183,7 @@ def _score(pair: Pair, variants: Variants, challenge: str, numbering: Numbering)
 
                 known = label_metrics.score_labels(variant, truth, image.GetSpacing()[::-1], numbering, TOLERANCE)
             scored.append((variant, known))
+            gc.collect()  # panoptica's results refer to each other, and to arrays of a whole image
         found.append(known)
     return found
 

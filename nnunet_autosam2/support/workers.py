@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -36,6 +37,7 @@ def process_map(function: Callable[[Item], Result], items: Sequence[Item], worke
 
 def _start(parent: int) -> None:
     """Prepare a worker. What is sent to all of them together, as Ctrl-C is, is for the parent to act on."""
+    gc.freeze()  # what is the parent's stays shared, and is not searched for garbage
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

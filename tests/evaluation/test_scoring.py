@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_autosam2.errors import ConfigurationError, DatasetError
+from nnunet_autosam2.evaluation import scoring
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS
 from nnunet_autosam2.evaluation.pairs import Pair
 from nnunet_autosam2.evaluation.scoring import evaluate, evaluate_variants
@@ -21,6 +24,19 @@ def read(file: Path) -> np.ndarray:
 def without_enhancing(pair: Pair, voxels: np.ndarray, volume: float) -> list[np.ndarray]:
     assert volume == pytest.approx(np.prod(sitk.ReadImage(pair.truth).GetSpacing()))
     return [voxels, np.minimum(voxels, 2), voxels.copy()]
+
+
+def test_a_case_leaves_no_garbage_behind(pairs: list[Pair]):
+    """It was 5 MB a case of BraTS in every process, hours of which are a release."""
+    score = partial(scoring._score, variants=scoring._as_it_is, challenge="gli", numbering=NUMBERINGS["nnunet"])
+    score(pairs[0])
+    gc.disable()
+    try:
+        gc.collect()
+        score(pairs[0])
+        assert gc.collect() < 200
+    finally:
+        gc.enable()
 
 
 def test_several_predictions_of_a_case(pairs: list[Pair], tmp_path: Path):
