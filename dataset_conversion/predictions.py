@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,21 +49,43 @@ def predictions_to_brats(predictions: Path, output: Path, release: str | None = 
     Raises:
         DatasetError: one line a problem; nothing is written then.
     """
-    if not predictions.is_dir():
-        raise DatasetError(f"{predictions} is not a folder.")
-    files = [file for file in entries(predictions) if file.name.endswith(".nii.gz")]
-    if not files:
-        raise DatasetError(f"{predictions} holds no .nii.gz file: give the folder that nnUNetv2_predict wrote.")
+    files = find_predictions(predictions)
     chosen = _given_release(release, predictions / "dataset.json") if release else recorded_release(predictions)
     original = chosen.original
     with staged_folder(output) as staged:
-        check = partial(fault_of_labels, labels=tuple(original), those_of="a model of the converted data set has")
-        problems = thread_map(check, files, desc="check", max_workers=WORKERS)
-        if any(problems):
-            raise DatasetError("\n".join(filter(None, problems)))
+        require_labels(files, tuple(original), "a model of the converted data set has")
         thread_map(lambda file: relabel(file, staged / file.name, original), files, desc="convert", max_workers=WORKERS)
         (staged / "dataset.json").write_text(json.dumps(_labels_of(chosen), indent=4) + "\n")
     return ConvertedPredictions(len(files), chosen)
+
+
+def find_predictions(folder: Path) -> list[Path]:
+    """Files of a folder that nnU-Net has written predictions into.
+
+    Raises:
+        DatasetError: it is no folder, or has none.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is not a folder.")
+    files = [file for file in entries(folder) if file.name.endswith(".nii.gz")]
+    if not files:
+        raise DatasetError(f"{folder} holds no .nii.gz file: give the folder that nnUNetv2_predict wrote.")
+    return files
+
+
+def require_labels(files: Sequence[Path], labels: tuple[int, ...], those_of: str) -> None:
+    """Read all files, with a bar of progress.
+
+    Args:
+        those_of: as of `fault_of_labels`.
+
+    Raises:
+        DatasetError: one line for each that is unreadable or has other labels.
+    """
+    check = partial(fault_of_labels, labels=labels, those_of=those_of)
+    problems = thread_map(check, files, desc="check", max_workers=WORKERS)
+    if any(problems):
+        raise DatasetError("\n".join(filter(None, problems)))
 
 
 def recorded_release(folder: Path) -> Release:

@@ -1,5 +1,7 @@
 """`autosam2 evaluate`: segmentations against their truth, by the metrics of the BraTS challenges or by MONAI."""
 
+from collections.abc import Callable
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,28 +11,38 @@ import click
 from nnunet_autosam2.evaluation.challenges import CHALLENGES, challenge_for, rules
 from nnunet_autosam2.evaluation.numbering import NUMBERINGS
 
+OPTIONS = (
+    click.argument("predictions", type=click.Path(path_type=Path)),
+    click.argument("truth", type=click.Path(path_type=Path), required=False),
+    click.option(
+        "--challenge",
+        type=click.Choice(list(CHALLENGES)),
+        help="Challenge of BraTS whose rules count. Default: gli, MenRT for a gross tumor volume.",
+    ),
+    click.option(
+        "--labels",
+        type=click.Choice(list(NUMBERINGS)),
+        help="Numbering of predictions and truths. Default: as dataset.json beside them says.",
+    ),
+    click.option("--chill", is_flag=True, help="Leave out cases that have a truth and no prediction."),
+    click.option(
+        "-np", "--num-processes", type=click.IntRange(min=1), help="Cases at a time. Default: the number of CPU cores."
+    ),
+)
+"""Arguments and options of the commands that compare predictions with their truth"""
+
+
+def options_of_pairs(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `OPTIONS`, in their order."""
+    return reduce(lambda decorated, option: option(decorated), reversed(OPTIONS), function)
+
 
 @click.command(
     short_help="Score segmentations, of BraTS by the metrics of its challenges.",
     epilog="Example: autosam2 evaluate RESULTS_FOLDER, or: autosam2 evaluate predicted labels -o scores",
 )
-@click.argument("predictions", type=click.Path(path_type=Path))
-@click.argument("truth", type=click.Path(path_type=Path), required=False)
+@options_of_pairs
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="New folder. Default: PREDICTIONS/evaluation.")
-@click.option(
-    "--challenge",
-    type=click.Choice(list(CHALLENGES)),
-    help="Challenge of BraTS whose rules count. Default: gli, MenRT for a gross tumor volume.",
-)
-@click.option(
-    "--labels",
-    type=click.Choice(list(NUMBERINGS)),
-    help="Numbering of predictions and truths. Default: as dataset.json beside them says.",
-)
-@click.option("--chill", is_flag=True, help="Leave out cases that have a truth and no prediction.")
-@click.option(
-    "-np", "--num-processes", type=click.IntRange(min=1), help="Cases at a time. Default: the number of CPU cores."
-)
 def command(
     predictions: Path,
     truth: Path | None,

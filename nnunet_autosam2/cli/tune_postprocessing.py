@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from nnunet_autosam2.evaluation.challenges import CHALLENGES
-from nnunet_autosam2.evaluation.numbering import NUMBERINGS
+from nnunet_autosam2.cli.evaluate import options_of_pairs
 
 METRIC_HELP = (
     "What to raise in the mean over regions: Dice, IoU, HD95, NSD, and of BraTS 'Lesion-wise Dice', 'Lesion-wise Dice, "
@@ -19,16 +18,9 @@ METRIC_HELP = (
     short_help="Find which small components and regions to take out.",
     epilog="Example: autosam2 tune-postprocessing RESULTS_FOLDER",
 )
-@click.argument("predictions", type=click.Path(path_type=Path))
-@click.argument("truth", type=click.Path(path_type=Path), required=False)
+@options_of_pairs
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File. Default: in PREDICTIONS.")
 @click.option("--metric", help=METRIC_HELP)
-@click.option("--challenge", type=click.Choice(list(CHALLENGES)), help="Of BraTS, as for evaluate.")
-@click.option("--labels", type=click.Choice(list(NUMBERINGS)), help="Numbering, as for evaluate.")
-@click.option("--chill", is_flag=True, help="Leave out cases that have a truth and no prediction.")
-@click.option(
-    "-np", "--num-processes", type=click.IntRange(min=1), help="Cases at a time. Default: the number of CPU cores."
-)
 def command(
     predictions: Path,
     truth: Path | None,

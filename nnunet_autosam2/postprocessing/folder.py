@@ -13,12 +13,12 @@ import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
 from nnunet_autosam2.dataset_conversion.checks import WORKERS
-from nnunet_autosam2.dataset_conversion.nifti import fault_of_labels, save_like, whole_labels
+from nnunet_autosam2.dataset_conversion.nifti import save_like, whole_labels
+from nnunet_autosam2.dataset_conversion.predictions import find_predictions, require_labels
 from nnunet_autosam2.errors import DatasetError
 from nnunet_autosam2.evaluation.numbering import numbering_of_dataset
 from nnunet_autosam2.postprocessing.rules import clean
 from nnunet_autosam2.postprocessing.settings import Settings
-from nnunet_autosam2.support.access import entries
 from nnunet_autosam2.support.staging import staged_folder
 
 BESIDE = ("dataset.json", "plans.json", "predict_from_raw_data_args.json", "autosam2_run.json")
@@ -34,11 +34,7 @@ def postprocess(predictions: Path, output: Path, settings: Settings) -> dict[str
     Raises:
         DatasetError: one line a problem; nothing is written then.
     """
-    if not predictions.is_dir():
-        raise DatasetError(f"{predictions} is not a folder.")
-    files = [file for file in entries(predictions) if file.name.endswith(".nii.gz")]
-    if not files:
-        raise DatasetError(f"{predictions} holds no .nii.gz file: give the folder that nnUNetv2_predict wrote.")
+    files = find_predictions(predictions)
     described = predictions / "dataset.json"
     numbering = settings.numbering
     if described.is_file() and not numbering.means_the_same(
@@ -46,10 +42,7 @@ def postprocess(predictions: Path, output: Path, settings: Settings) -> dict[str
     ):
         raise DatasetError(f"{described} says that labels mean {other}, and the rules are for {numbering}.")
     with staged_folder(output) as staged:
-        check = partial(fault_of_labels, labels=numbering.labels, those_of="the rules are for")
-        problems = thread_map(check, files, desc="check", max_workers=WORKERS)
-        if any(problems):
-            raise DatasetError("\n".join(filter(None, problems)))
+        require_labels(files, numbering.labels, "the rules are for")
         write = partial(_write, staged=staged, settings=settings)
         changed = thread_map(write, files, desc="postprocess", max_workers=WORKERS)
         for name in BESIDE:
