@@ -158,7 +158,7 @@ class AutoSAM2Config(BaseModel, frozen=True):
     in each training step, and in test-time augmentation each of them for a part of the mirrored passes, which share
     its masks."""
     sam2_precision: Precision = "auto"
-    """Precision of SAM2. `auto`: bfloat16 where the device has units for it, else float32. In float32 the mask decoder
+    """Precision of SAM2. `auto`: bfloat16 where the device is faster in it, else float32. In float32 the mask decoder
     computes as nnU-Net does, in float16 on a GPU."""
     sam2_chunk_size: Count | None = None
     """Slices that go through SAM2 at once, halved for good when memory runs out. Null: as many as have the pixels of 16

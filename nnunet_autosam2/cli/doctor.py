@@ -110,11 +110,11 @@ def _trainer(config: AutoSAM2Config) -> Iterator[Finding]:
 
 
 def _device() -> Iterator[Finding]:
-    from nnunet_autosam2.architectures.sam2.model import supports_bfloat16
+    from nnunet_autosam2.architectures.sam2.model import is_faster_in_bfloat16
 
     device = discovery.default_device()
     name = device_name(device) + ("" if device.type == "cuda" else f" (train with -device {device})")
-    precision = "bfloat16" if supports_bfloat16(device) else "no bfloat16 units"
+    precision = "SAM2 in " + ("bfloat16" if is_faster_in_bfloat16(device) else "float32")
     yield Finding("ok" if device.type == "cuda" else "note", "device", f"{name}, {precision}")
 
 

@@ -15,7 +15,7 @@ from nnunet_autosam2.architectures.mri_to_rgb import MRIToRGB
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, Prompts, generate_prompts
 from nnunet_autosam2.architectures.sam2 import weights
 from nnunet_autosam2.architectures.sam2.chunking import Chunked
-from nnunet_autosam2.architectures.sam2.model import SAM2, Memory, supports_bfloat16
+from nnunet_autosam2.architectures.sam2.model import SAM2, Memory, is_faster_in_bfloat16
 from nnunet_autosam2.architectures.sam2.tuning import ENCODER_TRAINS, set_tuning
 from nnunet_autosam2.architectures.sam2.union import united
 from nnunet_autosam2.architectures.training_window import TrainingWindow
@@ -150,7 +150,7 @@ class SAM2Branch(nn.Module):
         return self._precision(device) if self._uses_bfloat16(device) else nullcontext()
 
     def _uses_bfloat16(self, device: torch.device) -> bool:
-        return self.precision == "bfloat16" or (self.precision == "auto" and supports_bfloat16(device))
+        return self.precision == "bfloat16" or (self.precision == "auto" and is_faster_in_bfloat16(device))
 
     def decode(
         self,
