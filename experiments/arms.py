@@ -90,6 +90,7 @@ ARMS = {
     "original_loss": Arm("the same, weighted BCE and Dice", "nnUNetTrainerShort_OriginalUNet_WeightedLoss"),
     "onecycle": Arm("nnU-Net, AdamW and OneCycle", "nnUNetTrainerShort_OneCycle"),
     "loss": Arm("nnU-Net, weighted BCE and Dice", "nnUNetTrainerShort_WeightedLoss"),
+    "deep_supervision": Arm("nnU-Net, its coarsest output counted", "nnUNetTrainerShort_DeepSupervision"),
     "planned": Arm("UNet only, nnU-Net's network", UNET_ONLY, ("backbone=plans",)),
     "unet_only_slow": Arm("UNet only, a third of the learning rate", UNET_ONLY, ("initial_lr=3e-4",)),
     "unet_only_fast": Arm("UNet only, thrice the learning rate", UNET_ONLY, ("initial_lr=3e-3",)),

@@ -94,6 +94,16 @@ class WithWeightedLoss(nnUNetTrainerShort):
         return ListLoss(AutoSAM2Loss.from_config(config, self.label_manager, batch_dice, ddp=False)).to(self.device)
 
 
+class nnUNetTrainerShort_DeepSupervision(nnUNetTrainerShort):
+    """The coarsest output has a weight too, as in AutoSAM2's loss."""
+
+    def _build_loss(self) -> nn.Module:
+        loss: Any = super()._build_loss()
+        weights = [0.5**scale for scale in range(len(loss.weight_factors))]
+        loss.weight_factors = tuple(weight / sum(weights) for weight in weights)
+        return loss
+
+
 class nnUNetTrainerShort_OriginalUNet(WithOriginalUNet):
     pass
 
