@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
 
 
-def put_around(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> bool:
+def put_around(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], without: str) -> None:
     """Puts `wrap(function)` in the place of the function `name` of a class or module; once, however often it is called.
 
-    Returns:
-        False: there is no such function.
+    Args:
+        without: what to expect without it, for the warning where there is no such function.
     """
     function = getattr(owner, name, None)
     if function is None:
-        return False
-    if not hasattr(function, "without_autosam2"):
+        warnings.warn(f"This version of nnU-Net has no {name}, as was known: {without}.", stacklevel=3)
+    elif not hasattr(function, "without_autosam2"):
         wrapped: Any = functools.wraps(function)(wrap(function))
         wrapped.without_autosam2 = function
         setattr(owner, name, wrapped)
-    return True
 
 
 def autosam2_of(network: Any) -> AutoSAM2 | None:

@@ -90,7 +90,8 @@ def take_pretrained_weights() -> None:
 
     Checkpoints of hybrids are read as ever, and so is everything for other networks.
     """
-    put_around(run_training, "load_pretrained_weights", _with_backbones)
+    hybrids_alone = "-pretrained_weights takes checkpoints of hybrids alone, none of the networks in them"
+    put_around(run_training, "load_pretrained_weights", _with_backbones, hybrids_alone)
 
 
 def _with_backbones(load: Callable[..., None]) -> Callable[..., None]:

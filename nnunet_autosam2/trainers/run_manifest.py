@@ -102,7 +102,7 @@ def training_facts(trainer: Any) -> dict[str, Any]:
 def keep_predictions() -> None:
     """Makes nnU-Net's predictors write a manifest beside what an AutoSAM2 network predicts into a folder."""
     for name in PREDICTIONS:
-        put_around(nnUNetPredictor, name, _with_manifest)
+        put_around(nnUNetPredictor, name, _with_manifest, "predictions by it have no run manifest")
 
 
 def _with_manifest(predict: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -76,12 +75,8 @@ def install() -> None:
 
     nnU-Net has no place for it: what a tile begins and ends with is within its predictor.
     """
-    if not put_around(nnUNetPredictor, PREDICT_TILE, _with_sam2_once):
-        warnings.warn(
-            "This version of nnU-Net predicts tiles in a way that is not known here: predictions with mirroring ask "
-            "SAM2 in every pass, and take longer.",
-            stacklevel=2,
-        )
+    slower = "predictions with mirroring ask SAM2 in every pass, and take longer"
+    put_around(nnUNetPredictor, PREDICT_TILE, _with_sam2_once, slower)
 
 
 def _with_sam2_once(predict_tile: Callable[..., Tensor]) -> Callable[..., Tensor]:

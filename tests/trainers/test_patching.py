@@ -14,15 +14,16 @@ def test_a_function_is_wrapped_once_and_keeps_its_name() -> None:
 
     owner = SimpleNamespace(double=double)
     for _ in range(2):
-        assert put_around(owner, "double", lambda function: lambda value: function(value) + 1)
+        put_around(owner, "double", lambda function: lambda value: function(value) + 1, "it takes longer")
     assert owner.double(3) == 7
     assert owner.double.__name__ == "double"
     assert owner.double.without_autosam2 is double
 
 
-def test_says_what_is_not_there() -> None:
+def test_warns_of_what_is_not_there() -> None:
     owner = SimpleNamespace()
-    assert not put_around(owner, "double", lambda function: function)
+    with pytest.warns(UserWarning, match="has no double, as was known: it takes longer"):
+        put_around(owner, "double", lambda function: function, "it takes longer")
     assert not hasattr(owner, "double")
 
 
