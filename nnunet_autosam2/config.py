@@ -162,7 +162,7 @@ class AutoSAM2Config(BaseModel, frozen=True):
     computes as nnU-Net does, in float16 on a GPU."""
     sam2_chunk_size: Count | None = None
     """Slices that go through SAM2 at once, halved for good when memory runs out. Null: as many as have the pixels of 16
-    slices of 512 × 512, on a GPU of 80, or of 26 beside nnU-Net's network."""
+    slices of 512 × 512, of 4 in the image encoder; on a GPU of 80, or of 26 beside nnU-Net's network."""
 
     # Training
     training_slices: Count | None = 8

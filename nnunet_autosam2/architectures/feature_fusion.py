@@ -77,9 +77,21 @@ class SliceResidual(nn.Module):
         """
         depth, height, width = (length // step for length, step in zip(size, stride, strict=True))
         x = self.project(embeddings.to(self.mix.weight.dtype))
-        x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+        if x.shape[2:] != (height, width):
+            x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
         batch_size, _, count = weights.shape
         on_slices = x.new_zeros(batch_size * count, *x.shape[1:]).index_put((rows,), x)
         weights = weights.unflatten(1, (depth, -1)).mean(2).to(x.dtype)
-        volume = torch.einsum("bdk,bkfhw->bfdhw", weights, on_slices.unflatten(0, (batch_size, count)))
-        return self.mix(volume)
+        return self._mixed(on_slices.unflatten(0, (batch_size, count)), weights)
+
+    def _mixed(self, on_slices: Tensor, weights: Tensor) -> Tensor:
+        """[B, K, F, h, w] on the slices, whose `weights` in those of the volume are [B, d, K] → [B, F, d, h, w].
+
+        It is `mix` of what is interpolated between the slices. Both are linear along them, and there are fewer slices
+        than the volume has: each kernel position's products come first, and then their interpolation, shifted by it.
+        """
+        depth, kernel = weights.shape[1], self.mix.weight.flatten(2)
+        padded = F.pad(weights, (0, 0, 1, 1))
+        shifted = torch.cat([padded[:, at : at + depth] for at in range(kernel.shape[2])], 2)
+        products = torch.einsum("gft,bkfhw->bgtkhw", kernel, on_slices)
+        return (shifted[:, None] @ products.flatten(4).flatten(2, 3)).unflatten(3, on_slices.shape[3:])

@@ -1,5 +1,6 @@
 """The SAM2 half of the network, on a batch of slices."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -24,6 +25,9 @@ from nnunet_autosam2.config import AutoSAM2Config
 MASKS_PER_SLICE = 3
 """Masks of a slice, times the slices that SAM2 gets at once, that prompts are made for and that are decoded at once; of
 more masks a slice, fewer slices"""
+DECODED_PER_ENCODED = 4
+"""Slices that the mask decoder gets at once on a CPU, for each that the image encoder gets: that has far larger activations
+and nothing to compute again in a backward pass"""
 CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 are not told apart in a mask prompt."""
 
@@ -56,7 +60,9 @@ class SAM2Branch(nn.Module):
         """Neither `load_weights` nor a state dict has brought any yet: not even random ones are used without a word."""
         self.register_load_state_dict_post_hook(_note_that_weights_came)
         size, size_on_gpu = config.slices_at_once
-        self.encoder_chunks = Chunked(size, "image encoder", recompute=not self.encoder_trains, size_on_gpu=size_on_gpu)
+        encoded = size if config.sam2_chunk_size else math.ceil(size / DECODED_PER_ENCODED)
+        recompute = not self.encoder_trains
+        self.encoder_chunks = Chunked(encoded, "image encoder", recompute=recompute, size_on_gpu=size_on_gpu)
         self.decoder_chunks = Chunked(size, "mask decoder", size_on_gpu=size_on_gpu)
         masks, masks_on_gpu = MASKS_PER_SLICE * size, MASKS_PER_SLICE * size_on_gpu
         self.prompt_chunks = Chunked(masks, "prompts", recompute=False, size_on_gpu=masks_on_gpu, unit="mask")
