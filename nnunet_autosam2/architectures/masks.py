@@ -85,7 +85,7 @@ class SampleMasks(NamedTuple):
 
 
 class VolumeMasks(NamedTuple):
-    """SAM2's masks and their scores on every slice, or in training on some consecutive ones."""
+    """SAM2's masks and their scores on every slice, or on the consecutive ones for which they matter."""
 
     logits: Tensor
     """[B, R, D, H, W]"""
@@ -99,17 +99,22 @@ class VolumeMasks(NamedTuple):
     """[B, D], slices to the nearest selected one"""
     slices: Tensor | None = None
     """[B, D], positions of these slices along the slice axis, ascending, where they are not all of them"""
+    depth: int = 0
+    """How many there are in all, where these are not all of them"""
 
     def cropped(self, size: Sequence[int]) -> "VolumeMasks":
         """The masks of the first `size` voxels along D, H, W."""
         predicted_iou, presence, covered, distance = (values[..., : size[0]] for values in self[1:5])
-        return VolumeMasks(cropped(self.logits, size), predicted_iou, presence, covered, distance, self.slices)
+        return VolumeMasks(cropped(self.logits, size), predicted_iou, presence, covered, distance, *self[5:])
 
     def mirrored(self, axes: Sequence[int]) -> "VolumeMasks":
         """The masks of the volume that is mirrored along `axes` of [B, C, D, H, W]."""
-        assert self.slices is None
-        scores = (values.flip(-1) if 2 in axes else values for values in self[1:5])
-        return VolumeMasks(self.logits.flip(tuple(axes)), *scores)
+        predicted_iou, presence, covered, distance = (values.flip(-1) if 2 in axes else values for values in self[1:5])
+        slices = self.slices
+        if slices is not None and 2 in axes:
+            slices = self.depth - 1 - slices.flip(1)
+        logits = self.logits.flip(tuple(axes))
+        return VolumeMasks(logits, predicted_iou, presence, covered, distance, slices, self.depth)
 
 
 class SAM2Output(NamedTuple):

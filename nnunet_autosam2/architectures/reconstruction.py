@@ -1,5 +1,6 @@
 """Volume of masks from those of single slices."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet_autosam2.architectures.masks import SampleMasks, VolumeMasks
+
+MARGIN = 8
+"""Slices; a convolutional gate, at half the resolution, sees no further"""
 
 
 class SlicePositions(NamedTuple):
@@ -22,6 +26,18 @@ class SlicePositions(NamedTuple):
     """[B, D], position of that one"""
     opposite: Tensor
     """[B, D], position of the nearest selected one on the other side"""
+
+    def span(self, depth: int) -> Tensor | None:
+        """[B, L] consecutive positions among `depth`, which hold all covered slices of the batch and what a gate sees
+        beside them; a few where none is covered. None: they would be all.
+        """
+        covered = self.covered.any(0).nonzero()
+        first, last = (0, 0) if len(covered) == 0 else (int(covered[0]), int(covered[-1]))
+        start = max(0, first - MARGIN) // MARGIN * MARGIN
+        stop = min(depth, math.ceil((last + 1 + MARGIN) / MARGIN) * MARGIN)
+        if stop - start == depth:
+            return None
+        return torch.arange(start, stop, device=self.covered.device).expand(len(self.covered), -1)
 
     def on(self, slices: Tensor) -> "SlicePositions":
         """Those of the slices at [B, L] alone."""

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from nnunet_autosam2.architectures.masks import SampleMasks
-from nnunet_autosam2.architectures.reconstruction import interpolate, locate_slices, reconstruct
+from nnunet_autosam2.architectures.reconstruction import SlicePositions, interpolate, locate_slices, reconstruct
 
 DEPTH = 12
 SLICES = torch.tensor([[0, 3, 4, 11], [2, 5, 7, 8]])
@@ -93,3 +93,43 @@ def test_mixed_precision_rounds_nothing(dtype):
     with torch.autocast("cpu", dtype=dtype):
         interpolated = interpolate(masks, positions)
     assert torch.equal(interpolated, interpolate(masks, positions))
+
+
+@pytest.mark.parametrize(
+    ("prompted", "expected"),
+    [((20, 30), range(8, 40)), ((), range(16)), ((0, 127), None), ((100, 127), range(88, 128))],
+    ids=["in the middle", "nowhere", "everywhere", "at the end"],
+)
+def test_the_span_of_what_is_covered_has_a_margin(prompted, expected):
+    slices = torch.tensor([[0, 20, 30, 100, 127]])
+    asked = torch.tensor([[bool(prompted) and prompted[0] <= at <= prompted[-1] for at in slices[0]]])
+    span = locate_slices(slices, asked, depth=128).span(128)
+    assert span is None if expected is None else span.tolist() == [list(expected)]
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("fusion", ["fixed", "gated", "convolutional"])
+@torch.inference_mode()
+def test_beyond_the_span_nothing_is_missing(make_network, monkeypatch, fusion, axis):
+    """Logits, and those of mirror images, are those of a fusion on all slices."""
+    network = make_network(fusion=fusion, region_based=True).eval()
+    for parameter in network.fusion.parameters():
+        torch.nn.init.normal_(parameter, std=0.01)
+    size = [32, 32, 32]
+    size[axis] = 64
+    volume = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(0))
+    foreground = torch.zeros(1, 3, *size)
+    foreground.narrow(2 + axis, 24, 6)[..., 8:20, 8:20] = 0.9
+    mirrorings = [(), (2 + axis,), (2, 3, 4)]
+
+    def predict() -> list[torch.Tensor]:
+        _, known = network(volume, foreground, return_sam2=True, slice_axis=axis)
+        spans.append(known.masks.logits.shape[2])
+        return [network(volume.flip(axes), foreground.flip(axes), known.mirrored(axes)) for axes in mirrorings]
+
+    spans: list[int] = []
+    within = predict()
+    monkeypatch.setattr(SlicePositions, "span", lambda *_: None)
+    for few, every in zip(within, predict(), strict=True):
+        torch.testing.assert_close(few, every, rtol=1e-5, atol=1e-5)
+    assert spans[0] < spans[1] == 64

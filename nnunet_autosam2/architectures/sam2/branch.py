@@ -26,8 +26,8 @@ MASKS_PER_SLICE = 3
 """Masks of a slice, times the slices that SAM2 gets at once, that prompts are made for and that are decoded at once; of
 more masks a slice, fewer slices"""
 DECODED_PER_ENCODED = 4
-"""Slices that the mask decoder gets at once on a CPU, for each that the image encoder gets: that has far larger activations
-and nothing to compute again in a backward pass"""
+"""Slices that the mask decoder gets at once on a CPU, for each that the image encoder gets: its activations
+are far larger, and no backward pass has to compute them again"""
 CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 are not told apart in a mask prompt."""
 

@@ -62,7 +62,8 @@ def segment_volume(
     known: SliceEmbeddings | None = None,
 ) -> tuple[SampleMasks, VolumeMasks]:
     """SAM2's masks of the selected slices, the UNet's where it is not prompted, and those of all slices; all of them
-    of the volume as `sliced_along` returns it. In training they are those of the slices around the window alone.
+    of the volume as `sliced_along` returns it. In training they are those of the slices around the window alone, in a
+    prediction of those around what is covered.
 
     A prediction skips selected slices on which the UNet sees nothing, but for those beside others: a tumour's ends are
     interpolated between answers of SAM2, as in training, where it is prompted on a window of the selected slices,
@@ -106,11 +107,14 @@ def segment_volume(
         each.unflatten(0, slices.shape).transpose(1, 2) for each in values
     )
     sample_masks = SampleMasks(logits, predicted_iou, object_score, points, labels, slices, prompted)
-    around = surroundings(slices, size[0], config.slice_fraction) if branch.training else None
-    volume_masks = reconstruct(sample_masks, positions if around is None else positions.on(around))
-    volume_masks = volume_masks._replace(slices=around)
     # Not while nnU-Net validates during a training, with deep supervision and often.
     track = config.propagation == "memory" and not (branch.training or branch.deep_supervision)
+    if branch.training:
+        around = surroundings(slices, size[0], config.slice_fraction)
+    else:
+        around = None if track else positions.span(size[0])
+    volume_masks = reconstruct(sample_masks, positions if around is None else positions.on(around))
+    volume_masks = volume_masks._replace(slices=around, depth=size[0])
     if track and answer is not None:
         from nnunet_autosam2.architectures.sam2.propagation import propagate
 
