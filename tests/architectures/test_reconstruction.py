@@ -133,3 +133,15 @@ def test_beyond_the_span_nothing_is_missing(make_network, monkeypatch, fusion, a
     for few, every in zip(within, predict(), strict=True):
         torch.testing.assert_close(few, every, rtol=1e-5, atol=1e-5)
     assert spans[0] < spans[1] == 64
+
+
+@torch.inference_mode()
+def test_a_validation_sees_all_slices(make_network):
+    """Pseudo Dice of the UNet counts what it has missed beyond SAM2's masks."""
+    network = make_network(region_based=True).eval()
+    network.set_deep_supervision(True)
+    foreground = torch.zeros(1, 3, 64, 32, 32)
+    foreground[:, :, 24:30, 8:20, 8:20] = 0.9
+    fused = network(torch.randn(1, 2, 64, 32, 32), foreground).fused
+    assert fused.slices is None
+    assert fused.unet.shape[2] == 64

@@ -107,12 +107,14 @@ def segment_volume(
         each.unflatten(0, slices.shape).transpose(1, 2) for each in values
     )
     sample_masks = SampleMasks(logits, predicted_iou, object_score, points, labels, slices, prompted)
-    # Not while nnU-Net validates during a training, with deep supervision and often.
-    track = config.propagation == "memory" and not (branch.training or branch.deep_supervision)
+    predicts = not (branch.training or branch.deep_supervision)
+    # Not while nnU-Net validates during a training, which it does often.
+    track = predicts and config.propagation == "memory"
+    around = None
     if branch.training:
         around = surroundings(slices, size[0], config.slice_fraction)
-    else:
-        around = None if track else positions.span(size[0])
+    elif predicts and not track:  # a validation counts what UNet and SAM2 say everywhere
+        around = positions.span(size[0])
     volume_masks = reconstruct(sample_masks, positions if around is None else positions.on(around))
     volume_masks = volume_masks._replace(slices=around, depth=size[0])
     if track and answer is not None:
