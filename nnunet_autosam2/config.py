@@ -27,6 +27,8 @@ PLANS_KEY = "autosam2"
 VALUE_SHOWN = 200
 """Characters of a value in a message"""
 PIXELS_AT_ONCE = 16 * 512**2
+PIXELS_ENCODED_AT_ONCE = 4 * 512**2
+"""Pixels for the image encoder, whose activations are far larger, and need not be computed again in a backward pass"""
 PIXELS_AT_ONCE_ON_GPU = {"autosam2": 80 * 512**2, "plans": 26 * 512**2}
 """Pixels by backbone: every chunk costs the time to launch its kernels, and memory; docs/performance.md has both."""
 SAM2_SIZE_STEP = 32  # Hiera's windowed position embedding has to tile the feature map
@@ -325,10 +327,18 @@ class AutoSAM2Config(BaseModel, frozen=True):
 
     @property
     def slices_at_once(self) -> tuple[int, int]:
-        """On a CPU and on a GPU."""
+        """Slices that the mask decoder gets at once, on a CPU and on a GPU."""
+        return self._at_once(PIXELS_AT_ONCE)
+
+    @property
+    def slices_encoded_at_once(self) -> tuple[int, int]:
+        """Slices that the image encoder gets at once, on a CPU and on a GPU."""
+        return self._at_once(PIXELS_ENCODED_AT_ONCE)
+
+    def _at_once(self, pixels_on_cpu: int) -> tuple[int, int]:
         if self.sam2_chunk_size:
             return self.sam2_chunk_size, self.sam2_chunk_size
-        pixels = (PIXELS_AT_ONCE, PIXELS_AT_ONCE_ON_GPU[self.backbone])
+        pixels = (pixels_on_cpu, PIXELS_AT_ONCE_ON_GPU[self.backbone])
         on_cpu, on_gpu = (max(1, each // self.sam2_image_size**2) for each in pixels)
         return on_cpu, on_gpu
 

@@ -31,10 +31,9 @@ class SlicePositions(NamedTuple):
         """[B, L] consecutive positions among `depth`, which hold all covered slices of the batch and what a gate sees
         beside them; a few where none is covered. None: they would be all.
         """
-        covered = self.covered.any(0).nonzero()
-        first, last = (0, 0) if len(covered) == 0 else (int(covered[0]), int(covered[-1]))
-        start = max(0, first - MARGIN) // MARGIN * MARGIN
-        stop = min(depth, math.ceil((last + 1 + MARGIN) / MARGIN) * MARGIN)
+        covered = self.covered.any(0).nonzero()[:, 0].tolist() or [0]
+        start = max(0, covered[0] - MARGIN) // MARGIN * MARGIN
+        stop = min(depth, math.ceil((covered[-1] + 1 + MARGIN) / MARGIN) * MARGIN)
         if stop - start == depth:
             return None
         return torch.arange(start, stop, device=self.covered.device).expand(len(self.covered), -1)

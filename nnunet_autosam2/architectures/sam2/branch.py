@@ -1,6 +1,5 @@
 """The SAM2 half of the network, on a batch of slices."""
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -25,9 +24,6 @@ from nnunet_autosam2.config import AutoSAM2Config
 MASKS_PER_SLICE = 3
 """Masks of a slice, times the slices that SAM2 gets at once, that prompts are made for and that are decoded at once; of
 more masks a slice, fewer slices"""
-DECODED_PER_ENCODED = 4
-"""Slices that the mask decoder gets at once on a CPU, for each that the image encoder gets: its activations
-are far larger, and no backward pass has to compute them again"""
 CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 are not told apart in a mask prompt."""
 
@@ -60,9 +56,9 @@ class SAM2Branch(nn.Module):
         """Neither `load_weights` nor a state dict has brought any yet: not even random ones are used without a word."""
         self.register_load_state_dict_post_hook(_note_that_weights_came)
         size, size_on_gpu = config.slices_at_once
-        encoded = size if config.sam2_chunk_size else math.ceil(size / DECODED_PER_ENCODED)
+        encoded, encoded_on_gpu = config.slices_encoded_at_once
         recompute = not self.encoder_trains
-        self.encoder_chunks = Chunked(encoded, "image encoder", recompute=recompute, size_on_gpu=size_on_gpu)
+        self.encoder_chunks = Chunked(encoded, "image encoder", recompute=recompute, size_on_gpu=encoded_on_gpu)
         self.decoder_chunks = Chunked(size, "mask decoder", size_on_gpu=size_on_gpu)
         masks, masks_on_gpu = MASKS_PER_SLICE * size, MASKS_PER_SLICE * size_on_gpu
         self.prompt_chunks = Chunked(masks, "prompts", recompute=False, size_on_gpu=masks_on_gpu, unit="mask")

@@ -207,7 +207,7 @@ def test_names_and_shapes_are_the_official_checkpoints(memory):
 
 
 def test_the_precision_chosen_for_a_cpu_is_the_faster_one_for_the_products_of_the_image_encoder():
-    """Units for bfloat16 are no reason: Intel's AVX-512 takes twice as long in it as in float32."""
+    """Units for bfloat16 are no reason: Intel's AVX-512 takes up to twice as long in it as in float32."""
     torch.manual_seed(0)
     layers = {dtype: torch.nn.Linear(384, 1536).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
     tokens = torch.randn(4096, 384)
