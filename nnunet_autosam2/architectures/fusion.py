@@ -52,9 +52,9 @@ def blend(unet: Tensor, sam2: Tensor, log_weight: Tensor, log_rest: Tensor, regi
         log_weight, log_rest: log w and log(1 − w), of a shape that broadcasts to the logits.
     """
     if region_based:
-        foreground = torch.logaddexp(log_weight + F.logsigmoid(unet), log_rest + F.logsigmoid(sam2))
-        background = torch.logaddexp(log_weight + F.logsigmoid(-unet), log_rest + F.logsigmoid(-sam2))
-        return foreground - background
+        # The background's share has the logarithm less the logit: fewer passes over memory, which are what it costs.
+        of_unet, of_sam2 = log_weight + F.logsigmoid(unet), log_rest + F.logsigmoid(sam2)
+        return torch.logaddexp(of_unet, of_sam2) - torch.logaddexp(of_unet - unet, of_sam2 - sam2)
     return torch.logaddexp(log_weight + unet.log_softmax(1), log_rest + sam2.log_softmax(1))
 
 
@@ -201,11 +201,13 @@ class GatedFusion(HasSegLayers, Fusion):
     def weigh(self, inputs: FusionInputs) -> tuple[Tensor, Tensor]:
         unet, sam2, region_based, gate = inputs.unet, inputs.sam2, inputs.region_based, self.gate(inputs)
         weight, used = torch.sigmoid(-gate), gate.detach() if self.deep_supervision else gate
-        logits = blend(unet, sam2, F.logsigmoid(used), F.logsigmoid(-used), region_based)
+        log_weight = F.logsigmoid(used)
+        logits = blend(unet, sam2, log_weight, log_weight - used, region_based)
         if self.closed:
             opening = self._open()
             change = logits - (unet if region_based else unet.log_softmax(1))
-            logits, weight = unet + (opening.detach() if self.deep_supervision else opening) * change, opening * weight
+            logits = torch.addcmul(unet, opening.detach() if self.deep_supervision else opening, change)
+            weight = opening * weight
         # A blend with weight 1 is the UNet but for rounding, and but for a constant that no softmax sees.
         vetoed = self.vetoed.view(1, -1, 1, 1, 1)
         return torch.where(vetoed if region_based else vetoed.all(), unet, logits), weight
@@ -236,12 +238,14 @@ class GatedFusion(HasSegLayers, Fusion):
         Args:
             opinions: opinion of UNet and of SAM2, certainty of UNet and of SAM2, each [B, C, D, H, W], at most 1.
         """
-        learned = self.bias.view(1, -1, 1, 1, 1)
-        for weight, score in zip(self.reliability_weight, reliability, strict=True):
-            learned = learned + (weight[:, None] * score)[..., None, None]
-        for weight, opinion in zip(self.opinion_weight, opinions, strict=True):
-            learned = learned + weight.view(-1, 1, 1, 1) * opinion
-        return GATE_LR_MULTIPLIER * learned
+        bias, *weights = (
+            GATE_LR_MULTIPLIER * each.view(1, -1, 1, 1, 1)
+            for each in (self.bias, *self.reliability_weight, *self.opinion_weight)
+        )
+        scores = (score[..., None, None] for score in reliability)
+        for weight, seen in zip(weights, (*scores, *opinions), strict=True):
+            bias = torch.addcmul(bias, weight, seen)
+        return bias
 
 
 class _Bounded(torch.autograd.Function):
@@ -270,4 +274,4 @@ def _opinion(logits: Tensor) -> Tensor:
 
 def _certainty(logits: Tensor) -> Tensor:
     """1 at certainty, 0 at even odds."""
-    return torch.tanh(logits.abs() / math.log(9))
+    return torch.tanh(logits / math.log(9)).abs()

@@ -142,4 +142,7 @@ def cropped(volume: Tensor, size: Sequence[int]) -> Tensor:
 
 def on_slices(volume: Tensor, slices: Tensor | None) -> Tensor:
     """[B, C, D, H, W] at positions [B, L] along D → [B, C, L, H, W]; the same tensor for None."""
-    return volume if slices is None else volume.take_along_dim(slices[:, None, :, None, None], dim=2)
+    if slices is None:
+        return volume
+    # Not take_along_dim, which computes an index for each voxel.
+    return volume.gather(2, slices[:, None, :, None, None].expand(-1, volume.shape[1], -1, *volume.shape[3:]))
