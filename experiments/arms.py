@@ -35,8 +35,8 @@ ARMS = {
     "hybrid_60_gated": Arm("hybrid 60 %, gated", "nnUNetTrainerAutoSAM2_Short", ("slice_fraction=0.6",)),
     "upgrade": Arm("nnU-Net, frozen, SAM2 on it", ON_BASELINE, starts_from="nnunet"),
     "upgrade_untrained": Arm("the same, SAM2's weights random", ON_BASELINE, ("sam2_checkpoint=random",), "nnunet"),
-    "upgrade_random": Arm("the same, 8 slices at random", f"{ON_BASELINE}_AtRandom", starts_from="nnunet"),
-    "upgrade_4": Arm("the same, windows of 4", ON_BASELINE, ("training_slices=4",), starts_from="nnunet"),
+    "upgrade_random": Arm("the same, slices at random", f"{ON_BASELINE}_AtRandom", starts_from="nnunet"),
+    "upgrade_8": Arm("the same, windows of 8", ON_BASELINE, ("training_slices=8",), starts_from="nnunet"),
     "upgrade_2": Arm("the same, windows of 2", ON_BASELINE, ("training_slices=2",), starts_from="nnunet"),
     "upgrade_all": Arm("the same, all slices", ON_BASELINE, ("training_slices=null",), starts_from="nnunet"),
     "upgrade_all_in_time": Arm(

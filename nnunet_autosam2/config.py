@@ -26,9 +26,7 @@ from nnunet_autosam2.support.schema_words import in_words
 PLANS_KEY = "autosam2"
 VALUE_SHOWN = 200
 """Characters of a value in a message"""
-PIXELS_AT_ONCE = 16 * 512**2
-PIXELS_ENCODED_AT_ONCE = 4 * 512**2
-"""Pixels for the image encoder, whose activations are far larger, and need not be computed again in a backward pass"""
+PIXELS_AT_ONCE = 4 * 512**2
 PIXELS_AT_ONCE_ON_GPU = {"autosam2": 80 * 512**2, "plans": 26 * 512**2}
 """Pixels by backbone: every chunk costs the time to launch its kernels, and memory; docs/performance.md has both."""
 SAM2_SIZE_STEP = 32  # Hiera's windowed position embedding has to tile the feature map
@@ -84,7 +82,8 @@ class AutoSAM2Config(BaseModel, frozen=True):
 
     # Modes
     slice_fraction: Fraction = 0.3
-    """Fraction of the axial slices that pass through SAM2; 0 is the UNet alone (`percentage` in the original)."""
+    """Fraction of the axial slices that pass through SAM2, or of all axes, which share it (`slice_axes`); 0 is the UNet
+    alone (`percentage` in the original)."""
     enable_unet_decoder: bool = True
     """False: SAM2 only. The UNet stops at 1/4 resolution, where its features and coarse logits prompt SAM2."""
     enable_sam2: bool = True
@@ -158,16 +157,16 @@ class AutoSAM2Config(BaseModel, frozen=True):
     slice_axes: Annotated[int, Field(ge=1, le=3)] = 1
     """Axes along which SAM2's slices are cut, where voxels and patch are isotropic: 1, the first; 2 or 3, another one
     in each training step, and in test-time augmentation each of them for a part of the mirrored passes, which share
-    its masks."""
+    its masks. Along each of them `slice_fraction` is so much the smaller: several cost as much as one."""
     sam2_precision: Precision = "auto"
     """Precision of SAM2. `auto`: bfloat16 where the device is faster in it, else float32. In float32 the mask decoder
     computes as nnU-Net does, in float16 on a GPU."""
     sam2_chunk_size: Count | None = None
-    """Slices that go through SAM2 at once, halved for good when memory runs out. Null: as many as have the pixels of 16
-    slices of 512 × 512, of 4 in the image encoder; on a GPU of 80, or of 26 beside nnU-Net's network."""
+    """Slices that go through SAM2 at once, halved for good when memory runs out. Null: as many as have the pixels of 4
+    slices of 512 × 512; on a GPU of 80, or of 26 beside nnU-Net's network."""
 
     # Training
-    training_slices: Count | None = 8
+    training_slices: Count | None = 4
     """Slices of a sample that pass through SAM2 in a training step: a window of consecutive selected ones, drawn anew
     in each step. Outside of it the UNet stands alone. Predictions use all. Null: all, in training as well."""
     freeze_backbone: bool = False
@@ -311,6 +310,11 @@ class AutoSAM2Config(BaseModel, frozen=True):
         return self.enable_sam2 and self.slice_fraction > 0
 
     @property
+    def slice_fraction_of_axis(self) -> float:
+        """Fraction of the slices along each of the axes that SAM2 sees."""
+        return self.slice_fraction / self.slice_axes
+
+    @property
     def makes_masks(self) -> bool:
         """Otherwise SAM2 runs for its embeddings alone, or not at all."""
         return self.uses_sam2 and self.fusion != "off"
@@ -327,18 +331,10 @@ class AutoSAM2Config(BaseModel, frozen=True):
 
     @property
     def slices_at_once(self) -> tuple[int, int]:
-        """Slices that the mask decoder gets at once, on a CPU and on a GPU."""
-        return self._at_once(PIXELS_AT_ONCE)
-
-    @property
-    def slices_encoded_at_once(self) -> tuple[int, int]:
-        """Slices that the image encoder gets at once, on a CPU and on a GPU."""
-        return self._at_once(PIXELS_ENCODED_AT_ONCE)
-
-    def _at_once(self, pixels_on_cpu: int) -> tuple[int, int]:
+        """Slices that SAM2 gets at once, on a CPU and on a GPU."""
         if self.sam2_chunk_size:
             return self.sam2_chunk_size, self.sam2_chunk_size
-        pixels = (pixels_on_cpu, PIXELS_AT_ONCE_ON_GPU[self.backbone])
+        pixels = (PIXELS_AT_ONCE, PIXELS_AT_ONCE_ON_GPU[self.backbone])
         on_cpu, on_gpu = (max(1, each // self.sam2_image_size**2) for each in pixels)
         return on_cpu, on_gpu
 

@@ -247,28 +247,15 @@ def test_malformed_assignments(assignments):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"sam2_image_size": 512}, (16, 80)),
-        ({"sam2_image_size": 512, "backbone": "plans"}, (16, 26)),
-        ({"sam2_image_size": 256}, (64, 320)),
+        ({"sam2_image_size": 512}, (4, 80)),
+        ({"sam2_image_size": 512, "backbone": "plans"}, (4, 26)),
+        ({"sam2_image_size": 256}, (16, 320)),
         ({"sam2_model": "sam2.1-hiera-large", "sam2_image_size": 4096}, (1, 1)),
         ({"sam2_chunk_size": 5}, (5, 5)),
     ],
 )
 def test_slices_at_once_follow_their_size_unless_they_are_given(changes, expected):
     assert AutoSAM2Config(**changes).slices_at_once == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"sam2_image_size": 512}, (4, 80)),
-        ({"sam2_image_size": 512, "backbone": "plans"}, (4, 26)),
-        ({"sam2_image_size": 4096}, (1, 1)),
-        ({"sam2_chunk_size": 5}, (5, 5)),
-    ],
-)
-def test_the_image_encoder_gets_fewer_on_a_cpu_unless_they_are_given(changes, expected):
-    assert AutoSAM2Config(**changes).slices_encoded_at_once == expected
 
 
 @pytest.mark.parametrize(("region_based", "expected"), [(True, [0.2] * 3), (False, [0.9, 0.2, 0.2])])

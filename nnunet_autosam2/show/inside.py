@@ -53,7 +53,7 @@ def look_inside(
     size = list(model.configuration.patch_size)
     if len(size) == 2:  # a 2D network predicts slice by slice, and SAM2 may be asked about each
         size = [volume.data.shape[1], *size]
-        network.set_mode(slice_fraction=1.0)
+        network.set_mode(slice_fraction=1.0, slice_axes=1)
     start = _patch_start(foreground.any(0), size)
 
     def patch(values: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def test_channel_counts(make_network, in_channels):
 
 def test_anisotropic_patches(make_network):
     strides = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
-    network = decided(make_network(strides=strides))
+    network = decided(make_network(strides=strides, training_slices=None))
     network.set_deep_supervision(True)
     output = network(make_volume(1, 2, (20, 32, 48)))
     assert output.logits.shape == (1, 3, 20, 32, 48)
@@ -125,7 +125,7 @@ def test_anisotropic_patches(make_network):
 @EVERY_MODE
 @REGIONS_AND_LABELS
 def test_training_output(make_network, mode, region_based):
-    network = make_network(region_based=region_based, slice_fraction=0.3, **MODES[mode])
+    network = make_network(region_based=region_based, slice_fraction=0.3, training_slices=None, **MODES[mode])
     network.set_deep_supervision(True)
     output = network(make_volume(2))
     assert isinstance(output, AutoSAM2Output)
@@ -202,7 +202,7 @@ def test_padding_is_never_among_the_slices(make_network):
 
 def test_slices_and_masks_belong_together(make_network):
     """Where SAM2 alone decides, its masks come back at the depth that they were made for."""
-    network = decided(make_network(enable_unet_decoder=False, region_based=True))
+    network = decided(make_network(enable_unet_decoder=False, region_based=True, training_slices=None))
     network.set_deep_supervision(True)
     output = network(make_volume(2))
     assert len(set(map(tuple, output.sam2.slices.tolist()))) == 2

@@ -32,6 +32,7 @@ MODES = {
         "training_slices": 2,
         "boxes_per_region": 3,
         "slice_axes": 3,
+        "slice_fraction": 0.6,
         "regions_per_slice": 2,
     },
     "features alone": {"feature_fusion": True, "fusion": "off", "sam2_tuning": "full"},
@@ -56,7 +57,7 @@ def _make(seed: int, mode: str) -> AutoSAM2:
         "sam2_image_size": 64, "sam2_checkpoint": "random", "sam2_chunk_size": 2, "sam2_precision": "float32",
         "slice_fraction": 0.2,
     }  # fmt: skip
-    network = AutoSAM2(3, 1, region_based=True, **small, **MODES[mode])
+    network = AutoSAM2(3, 1, region_based=True, **{**small, **MODES[mode]})
     network.set_deep_supervision(True)
     return network
 

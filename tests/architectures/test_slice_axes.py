@@ -106,8 +106,17 @@ def test_a_prediction_has_the_first_axis_unless_it_is_told(make_symmetric):
     network, volume = make_symmetric(1), make_volume()
     with torch.inference_mode():
         several = network(volume)
-        network.set_mode(slice_axes=1)
+        network.set_mode(slice_axes=1, slice_fraction=network.config.slice_fraction_of_axis)
         assert torch.equal(several, network(volume))
+
+
+@pytest.mark.parametrize(("axes", "counts"), [(1, (8, 12, 10)), (2, (4, 6, 5)), (3, (3, 4, 4))])
+@torch.inference_mode()
+def test_axes_share_the_slices(make_network, axes, counts):
+    network = make_network(feature_fusion=True, slice_fraction=0.5, slice_axes=axes).eval()
+    for axis, count in enumerate(counts):
+        _, known = network(make_volume(), return_sam2=True, slice_axis=axis)
+        assert known.embeddings.slices.shape[1] == count
 
 
 def test_strides_have_to_be_the_same_along_all_axes(make_network):

@@ -200,13 +200,13 @@ def test_arms_train_side_by_side_once_what_they_start_from_is_trained(tmp_path: 
     experiment = Recorded(tmp_path)
     experiment.settings["device"] = "cpu"
     model_folder(tmp_path, Run("nnunet", 0, 0)).mkdir(parents=True)
-    arms = ("upgrade", "unet_only", "upgrade_4")
+    arms = ("upgrade", "unet_only", "upgrade_8")
     experiment.train_all([Run(arm, 0, 0) for arm in arms], jobs=4)
     assert sorted(experiment.names) == sorted(
         f"{work}_{Run(arm, 0, 0)}" for work in ("train", "predict") for arm in (*arms, "nnunet")
     )
     place = {name.split("_fold")[0]: number for number, name in enumerate(experiment.names)}
-    assert place["predict_nnunet"] < min(place["train_upgrade"], place["train_upgrade_4"])
+    assert place["predict_nnunet"] < min(place["train_upgrade"], place["train_upgrade_8"])
     assert place["train_unet_only"] < place["predict_nnunet"]
     experiment.train_all([Run("upgrade", 0, 0)], jobs=1)
     assert len(experiment.names) == 8, "nothing is done again"
@@ -217,5 +217,5 @@ def test_the_first_error_ends_all(tmp_path: Path) -> None:
     experiment = Recorded(tmp_path, failing=f"train_{run}")
     experiment.settings["device"] = "cpu"
     with pytest.raises(click.ClickException, match=f"train_{run} has ended with exit code 1"):
-        experiment.train_all([Run("upgrade", 0, 0), Run("upgrade_4", 0, 0)], jobs=2)
+        experiment.train_all([Run("upgrade", 0, 0), Run("upgrade_8", 0, 0)], jobs=2)
     assert experiment.names == [f"train_{run}"]

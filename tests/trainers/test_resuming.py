@@ -42,7 +42,7 @@ OTHER: dict[str, Any] = {
     "slice_axes": 3,
     "sam2_precision": "float32",
     "sam2_chunk_size": 3,
-    "training_slices": 4,
+    "training_slices": 8,
     "initial_lr": 1e-3,
     "weight_decay": 1e-3,
     "early_stopping_patience": 5,

@@ -22,8 +22,10 @@ from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.config import AutoSAM2Config
 
 MASKS_PER_SLICE = 3
-"""Masks of a slice, times the slices that SAM2 gets at once, that prompts are made for and that are decoded at once; of
-more masks a slice, fewer slices"""
+"""Masks of a slice that are decoded at once, times the slices that SAM2 gets at once; of more masks a slice, fewer
+slices. Prompts are made for as many at once on a GPU"""
+PROMPTS_PER_MASK_ON_CPU = 4
+"""and for so many times as many on a CPU: they need less memory"""
 CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 are not told apart in a mask prompt."""
 
@@ -56,11 +58,10 @@ class SAM2Branch(nn.Module):
         """Neither `load_weights` nor a state dict has brought any yet: not even random ones are used without a word."""
         self.register_load_state_dict_post_hook(_note_that_weights_came)
         size, size_on_gpu = config.slices_at_once
-        encoded, encoded_on_gpu = config.slices_encoded_at_once
         recompute = not self.encoder_trains
-        self.encoder_chunks = Chunked(encoded, "image encoder", recompute=recompute, size_on_gpu=encoded_on_gpu)
+        self.encoder_chunks = Chunked(size, "image encoder", recompute=recompute, size_on_gpu=size_on_gpu)
         self.decoder_chunks = Chunked(size, "mask decoder", size_on_gpu=size_on_gpu)
-        masks, masks_on_gpu = MASKS_PER_SLICE * size, MASKS_PER_SLICE * size_on_gpu
+        masks, masks_on_gpu = PROMPTS_PER_MASK_ON_CPU * MASKS_PER_SLICE * size, MASKS_PER_SLICE * size_on_gpu
         self.prompt_chunks = Chunked(masks, "prompts", recompute=False, size_on_gpu=masks_on_gpu, unit="mask")
 
     def forward(

@@ -112,7 +112,7 @@ def segment_volume(
     track = predicts and config.propagation == "memory"
     around = None
     if branch.training:
-        around = surroundings(slices, size[0], config.slice_fraction)
+        around = surroundings(slices, size[0], config.slice_fraction_of_axis)
     elif predicts and not track:  # a validation counts what UNet and SAM2 say everywhere
         around = positions.span(size[0])
     volume_masks = reconstruct(sample_masks, positions if around is None else positions.on(around))
@@ -131,7 +131,7 @@ def choose_slices(
     branch: SAM2Branch, foreground: Tensor, depth: int, config: AutoSAM2Config, threshold: float
 ) -> tuple[Tensor, Tensor]:
     """[B, K] slices for SAM2, and which of them it is asked about: in training all, of a window of those selected."""
-    slices = select_slices(foreground[:, :, :depth], num_slices(depth, config.slice_fraction))
+    slices = select_slices(foreground[:, :, :depth], num_slices(depth, config.slice_fraction_of_axis))
     if branch.training:
         slices = branch.training_window(slices, config.training_slices)
         return slices, torch.ones_like(slices, dtype=torch.bool)

@@ -42,7 +42,7 @@ def segment(branch: SAM2Branch, trains: bool, size: tuple[int, ...] = SIZE, conf
 
 
 def test_in_training_every_selected_slice_is_prompted(branch):
-    masks, _ = segment(branch, trains=True)
+    masks, _ = segment(branch, trains=True, config=CONFIG.updated({"training_slices": None}))
     assert masks.prompted.all()
     assert torch.equal(masks.slices, select_slices(make_inputs()[2], 5))
     assert masks.logits.shape == (B, R, 5, *SIZE[1:])
