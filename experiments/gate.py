@@ -133,6 +133,7 @@ class StandInBranch(nn.Module):
     """Answers like SAM2Branch, with scores at random and `masks` of the truth, the last channels of the slices."""
 
     deep_supervision = False
+    encoded_before = None
 
     def __init__(self, masks: Masks) -> None:
         super().__init__()

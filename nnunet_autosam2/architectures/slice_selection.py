@@ -37,6 +37,28 @@ def select_slices(probabilities: Tensor, count: int) -> Tensor:
     return (taken.clamp(0, 1) + 0.5 * inclusion).topk(count, dim=1).indices.sort(dim=1).values
 
 
+@torch.no_grad()
+def moved_to_known(slices: Tensor, known: Tensor) -> Tensor:
+    """Selected slices, moved to those that cost nothing: each to the nearest known one of all slices that are nearer to
+    it than to any other selected one, if there is one.
+
+    >>> moved_to_known(torch.tensor([[2, 6, 7]]), torch.tensor([[0, 1, 0, 0, 0, 0, 0, 0, 0, 1]]).bool())
+    tensor([[1, 6, 9]])
+
+    Args:
+        slices: [B, K], ascending.
+        known: [B, D].
+
+    Returns:
+        [B, K], ascending, without repetition.
+    """
+    distance = (torch.arange(known.shape[1], device=known.device) - slices[..., None]).abs()  # [B, K, D]
+    nearest = distance == distance.amin(1, keepdim=True)
+    possible = nearest & (nearest.sum(1, keepdim=True) == 1) & known[:, None]
+    closest = distance.masked_fill(~possible, known.shape[1]).min(2)
+    return torch.where(closest.values < known.shape[1], closest.indices, slices)
+
+
 def slice_information(probabilities: Tensor) -> Tensor:
     """[B, R, D, H, W] → [B, D]: foreground mass plus entropy (bits) a pixel, above the emptiest slice's.
 

@@ -46,6 +46,7 @@ from nnunet_autosam2.trainers.run_manifest import (
     training_facts,
     weights_checksum,
 )
+from nnunet_autosam2.trainers.sliding_window import encode_shared_slices_once
 from nnunet_autosam2.trainers.test_time_augmentation import install as install_test_time_augmentation
 
 TEST_RUN = AutoSAM2Config(num_epochs=2, num_iterations_per_epoch=10, num_val_iterations_per_epoch=2)
@@ -58,6 +59,7 @@ BEFORE = {"black_background": False, "regions_per_slice": None}
 """Parameters of models whose plans do not name them, since no version did"""
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
 
+encode_shared_slices_once()
 install_test_time_augmentation()
 take_pretrained_weights()
 keep_predictions()

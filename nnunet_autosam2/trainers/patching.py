@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
+from nnunet_autosam2.config import AutoSAM2Config
 
 
 def put_around(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], without: str) -> None:
@@ -30,3 +31,11 @@ def autosam2_of(network: Any) -> AutoSAM2 | None:
     while network is not None and not isinstance(network, AutoSAM2):
         network = getattr(network, "module", getattr(network, "_orig_mod", None))
     return network
+
+
+def config_of_prediction(network: Any) -> AutoSAM2Config | None:
+    """The configuration of an AutoSAM2 network that predicts with SAM2; None: it is another, or does not."""
+    autosam2 = autosam2_of(network)
+    if autosam2 is None or autosam2.training or autosam2.deep_supervision or not autosam2.config.uses_sam2:
+        return None
+    return autosam2.config

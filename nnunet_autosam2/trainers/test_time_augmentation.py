@@ -11,8 +11,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
 from nnunet_autosam2.architectures.masks import SAM2Output
-from nnunet_autosam2.config import AutoSAM2Config
-from nnunet_autosam2.trainers.patching import autosam2_of, put_around
+from nnunet_autosam2.trainers.patching import config_of_prediction, put_around
 
 PREDICT_TILE = "_internal_maybe_mirror_and_predict"
 MIRRORINGS = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
@@ -81,7 +80,7 @@ def install() -> None:
 
 def _with_sam2_once(predict_tile: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def predict(self: Any, tile: Tensor) -> Tensor:
-        network, config = self.network, _config_in_use(self.network)
+        network, config = self.network, config_of_prediction(self.network)
         # Without the UNet's decoder all passes would be one.
         shares = config is not None and config.enable_unet_decoder and not config.sam2_mirroring
         if config is None or (config.slice_axes == 1 and not shares):
@@ -93,11 +92,3 @@ def _with_sam2_once(predict_tile: Callable[..., Tensor]) -> Callable[..., Tensor
             self.network = network
 
     return predict
-
-
-def _config_in_use(network: Any) -> AutoSAM2Config | None:
-    """The configuration of an AutoSAM2 network that predicts with SAM2."""
-    autosam2 = autosam2_of(network)
-    if autosam2 is None or autosam2.training or autosam2.deep_supervision or not autosam2.config.uses_sam2:
-        return None
-    return autosam2.config

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
+from nnunet_autosam2.architectures.slice_selection import moved_to_known, num_slices, select_slices
 
 
 def information(p: np.ndarray) -> np.ndarray:
@@ -126,3 +126,23 @@ def test_number_of_slices_is_the_exact_ceiling():
     for hundredths in range(101):
         for depth in (1, 2, 3, 10, 20, 50, 64, 100, 128, 155, 160, 240):
             assert num_slices(depth, hundredths / 100) == math.ceil(Fraction(hundredths, 100) * depth)
+
+
+@pytest.mark.parametrize("share", [0, 0.05, 0.3, 1])
+def test_slices_move_to_known_ones_that_no_other_is_as_near_to(share):
+    generator = torch.Generator().manual_seed(0)
+    batch, depth, count = 40, 60, 11
+    slices = torch.rand(batch, depth, generator=generator).argsort(1)[:, :count].sort(1).values
+    known = torch.rand(batch, depth, generator=generator) < share
+    moved = moved_to_known(slices, known)
+    for own, there, now in zip(slices.tolist(), known.tolist(), moved.tolist(), strict=True):
+        expected = []
+        for position in own:
+            others = [each for each in own if each != position]
+            free = [
+                each
+                for each in range(depth)
+                if there[each] and all(abs(each - position) < abs(each - other) for other in others)
+            ]
+            expected.append(min(free, key=lambda each: abs(each - position), default=position))
+        assert now == expected == sorted(set(expected))

@@ -1,7 +1,7 @@
 """The SAM2 half of the network, on a batch of slices."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from nnunet_autosam2.architectures.mri_to_rgb import MRIToRGB
 from nnunet_autosam2.architectures.prompts import NOT_A_POINT, Prompts, generate_prompts
 from nnunet_autosam2.architectures.sam2 import weights
 from nnunet_autosam2.architectures.sam2.chunking import Chunked
+from nnunet_autosam2.architectures.sam2.encoded_slices import EncodedSlices
 from nnunet_autosam2.architectures.sam2.model import SAM2, Memory, is_faster_in_bfloat16
 from nnunet_autosam2.architectures.sam2.tuning import ENCODER_TRAINS, set_tuning
 from nnunet_autosam2.architectures.sam2.union import united
@@ -26,6 +27,8 @@ MASKS_PER_SLICE = 3
 slices. Prompts are made for as many at once on a GPU"""
 PROMPTS_PER_MASK_ON_CPU = 4
 """and for so many times as many on a CPU: they need less memory"""
+PIXELS_KEPT = 160 * 512**2
+"""of slices whose embeddings are kept for a volume's next tiles: 16 bytes a pixel, or 8 in bfloat16"""
 CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 are not told apart in a mask prompt."""
 
@@ -54,6 +57,7 @@ class SAM2Branch(nn.Module):
         self.mri_to_rgb.requires_grad_(self.encoder_trains)
         self.training_window = TrainingWindow()
         self.precision: str = config.sam2_precision
+        self.encoded_before: EncodedSlices | None = None
         self.awaits_weights = True
         """Neither `load_weights` nor a state dict has brought any yet: not even random ones are used without a word."""
         self.register_load_state_dict_post_hook(_note_that_weights_came)
@@ -137,8 +141,18 @@ class SAM2Branch(nn.Module):
 
     def encode(self, slices: Tensor) -> ImageEmbeddings:
         """[N, C, H, W] → embeddings in the precision that they were computed with."""
+        encode = partial(self.encoder_chunks, self._encode_chunk)
         with torch.set_grad_enabled(self.encoder_trains and torch.is_grad_enabled()):
-            return self.encoder_chunks(self._encode_chunk, slices)
+            return encode(slices) if self.encoded_before is None else self.encoded_before(encode, slices)
+
+    @contextmanager
+    def encodes_each_slice_once(self) -> Iterator[None]:
+        """While a volume is predicted tile by tile: tiles share slices."""
+        self.encoded_before = EncodedSlices(PIXELS_KEPT // self.sam2.image_size**2)
+        try:
+            yield
+        finally:
+            self.encoded_before = None
 
     def _encode_chunk(self, slices: Tensor) -> ImageEmbeddings:
         with self._precision(slices.device):

@@ -16,7 +16,7 @@ from nnunet_autosam2.architectures.prompts import NOT_A_POINT, NUM_CORNERS
 from nnunet_autosam2.architectures.reconstruction import locate_slices, reconstruct
 from nnunet_autosam2.architectures.region_selection import select_regions
 from nnunet_autosam2.architectures.slice_axes import size_along, sliced_along
-from nnunet_autosam2.architectures.slice_selection import num_slices, select_slices
+from nnunet_autosam2.architectures.slice_selection import moved_to_known, num_slices, select_slices
 from nnunet_autosam2.architectures.training_window import surroundings
 from nnunet_autosam2.config import AutoSAM2Config
 
@@ -42,7 +42,7 @@ def encode_volume(
     if foreground.shape[2] != volume.shape[2]:
         foreground = resize(foreground, (volume.shape[2], *foreground.shape[3:]))
     suspicion = min(SUSPICION, config.prompt_threshold)
-    slices, chosen = choose_slices(branch, foreground, size[0], config, suspicion)
+    slices, chosen = choose_slices(branch, volume, foreground, size[0], config, suspicion)
     rows, embeddings = rows_of(chosen, branch.training), None
     if len(rows):
         branch.require_weights(config)
@@ -83,7 +83,7 @@ def segment_volume(
     volume, foreground, size = sliced_along(volume, axis), sliced_along(foreground, axis), size_along(size, axis)
     unet = unet.sliced_along(axis)
     if known is None:
-        slices, prompted = choose_slices(branch, foreground, size[0], config, config.prompt_threshold)
+        slices, prompted = choose_slices(branch, volume, foreground, size[0], config, config.prompt_threshold)
     else:
         seen = with_neighbours(has_foreground(foreground, known.slices, config.prompt_threshold))
         slices, prompted = known.slices, known.encoded & (branch.training | seen)
@@ -128,13 +128,16 @@ def segment_volume(
 
 
 def choose_slices(
-    branch: SAM2Branch, foreground: Tensor, depth: int, config: AutoSAM2Config, threshold: float
+    branch: SAM2Branch, volume: Tensor, foreground: Tensor, depth: int, config: AutoSAM2Config, threshold: float
 ) -> tuple[Tensor, Tensor]:
     """[B, K] slices for SAM2, and which of them it is asked about: in training all, of a window of those selected."""
     slices = select_slices(foreground[:, :, :depth], num_slices(depth, config.slice_fraction_of_axis))
     if branch.training:
         slices = branch.training_window(slices, config.training_slices)
         return slices, torch.ones_like(slices, dtype=torch.bool)
+    if branch.encoded_before is not None:
+        every = volume[:, :, :depth].transpose(1, 2).flatten(0, 1)
+        slices = moved_to_known(slices, branch.encoded_before.know(every).view(len(volume), depth))
     return slices, with_neighbours(has_foreground(foreground, slices, threshold))
 
 
