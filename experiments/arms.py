@@ -61,6 +61,9 @@ ARMS = {
         ("boxes_per_region=4", "prompt_threshold=0.3"),
         "nnunet",
     ),
+    "upgrade_grey": Arm(
+        "nnU-Net, frozen, SAM2 on it, its background mid-grey", ON_BASELINE, ("black_background=false",), "nnunet"
+    ),
     "upgrade_axes": Arm("nnU-Net, frozen, SAM2 on it, along three axes", ON_BASELINE, ("slice_axes=3",), "nnunet"),
     "upgrade_everything": Arm(
         "nnU-Net, frozen, all of these together",
