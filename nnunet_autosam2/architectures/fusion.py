@@ -238,14 +238,14 @@ class GatedFusion(HasSegLayers, Fusion):
         Args:
             opinions: opinion of UNet and of SAM2, certainty of UNet and of SAM2, each [B, C, D, H, W], at most 1.
         """
-        bias, *weights = (
+        learned, *weights = (
             GATE_LR_MULTIPLIER * each.view(1, -1, 1, 1, 1)
             for each in (self.bias, *self.reliability_weight, *self.opinion_weight)
         )
         scores = (score[..., None, None] for score in reliability)
         for weight, seen in zip(weights, (*scores, *opinions), strict=True):
-            bias = torch.addcmul(bias, weight, seen)
-        return bias
+            learned = torch.addcmul(learned, weight, seen)
+        return learned
 
 
 class _Bounded(torch.autograd.Function):

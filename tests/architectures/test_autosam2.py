@@ -2,8 +2,6 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -20,6 +18,7 @@ from nnunet_autosam2.architectures.slice_selection import num_slices, select_sli
 from nnunet_autosam2.errors import ConfigurationError, WeightsError
 from nnunet_autosam2.support.checkpoint import load_network
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
+from tests.counted_slices import counted_slices
 
 pytestmark = pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 MODES = {
@@ -49,16 +48,6 @@ def started(network: AutoSAM2) -> None:
     """With an output of a gate's convolution, as after a step; before it, what is behind it has no gradient."""
     if isinstance(network.fusion, ConvolutionalGatedFusion):
         torch.nn.init.normal_(network.fusion.output_weight, std=0.02)
-
-
-@contextmanager
-def counted_slices(network: AutoSAM2) -> Iterator[list[int]]:
-    """How many slices the image encoder gets, each time."""
-    seen: list[int] = []
-    encoder = network.sam2_branch.sam2.image_encoder
-    handle = encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    yield seen
-    handle.remove()
 
 
 def seen_by_sam2(network: AutoSAM2, volume: torch.Tensor) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.training_window import TrainingWindow
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss, sample_weight_of
 
-MODES = {
+MODES: dict[str, dict[str, Any]] = {
     "hybrid": {},
     "UNet only": {"enable_sam2": False},
     "SAM2 only": {"enable_unet_decoder": False},

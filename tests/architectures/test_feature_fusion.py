@@ -15,6 +15,7 @@ from nnunet_autosam2.architectures.sam2.volume import SUSPICION
 from nnunet_autosam2.trainers.loss import AutoSAM2Loss
 from tests.architectures.test_planned_unet import SIZE as PLANNED_SIZE
 from tests.architectures.test_planned_unet import make_hybrid, state_of_backbone, take_two_steps
+from tests.counted_slices import counted_slices
 
 pytestmark = pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 SIZE = (16, 16, 32)
@@ -195,9 +196,7 @@ def test_features_alone_need_neither_prompts_nor_masks(make_network, monkeypatch
 
 def encoded_slices(network: AutoSAM2, volume: Tensor, **arguments) -> tuple[list[int], Any]:
     """How many slices the image encoder gets, each time, and what the network returns."""
-    seen: list[int] = []
-    encoder = network.sam2_branch.sam2.image_encoder
-    with encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]))), torch.no_grad():
+    with counted_slices(network) as seen, torch.no_grad():
         return seen, network(volume, **arguments)
 
 

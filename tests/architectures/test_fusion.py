@@ -262,17 +262,19 @@ def make_trained(kind: str, closed: bool) -> GatedFusion:
 @KINDS
 @MODES
 @CLOSED
-def test_without_a_veto_it_is_the_gates_blend(kind, region_based, closed):
+def test_without_a_veto_it_is_the_gates_blend_exactly(kind, region_based, closed):
     fusion, (unet, sam2), reliability = make_trained(kind, closed), make_logits(), make_reliability()
     fused, sam2_weight = fusion.weigh(make_inputs(unet, sam2, BLEND, region_based, reliability))
     gate = fusion.gate(make_inputs(unet, sam2, BLEND, region_based, reliability))
-    expected, weight = blend(unet, sam2, F.logsigmoid(gate), F.logsigmoid(-gate), region_based), torch.sigmoid(-gate)
+    log_weight, weight = F.logsigmoid(gate), torch.sigmoid(-gate)
+    torch.testing.assert_close(log_weight - gate, F.logsigmoid(-gate))
+    expected = blend(unet, sam2, log_weight, log_weight - gate, region_based)
     if closed:
         opening = GATE_LR_MULTIPLIER * fusion.opening.view(1, -1, 1, 1, 1)
         change = expected - (unet if region_based else unet.log_softmax(1))
-        expected, weight = unet + opening * change, opening * weight
-    torch.testing.assert_close(fused, expected)
-    torch.testing.assert_close(sam2_weight, weight)
+        expected, weight = torch.addcmul(unet, opening, change), opening * weight
+    assert torch.equal(fused, expected)
+    assert torch.equal(sam2_weight, weight)
     assert (fused - unet).abs().amax((0, 2, 3, 4)).min() > 0.1
 
 

@@ -1,7 +1,6 @@
 """Through nnU-Net's own predictor: tiles of a volume, which share slices."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.sam2 import volume
 from nnunet_autosam2.trainers import sliding_window
+from tests.counted_slices import counted_slices
 
 pytestmark = pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 PATCH = (16, 16, 32)
@@ -41,15 +41,6 @@ def make_predictor(network: torch.nn.Module) -> nnUNetPredictor:
     predictor.network, predictor.allowed_mirroring_axes, predictor.label_manager = network, (0, 1, 2), LABELS
     predictor.configuration_manager = ConfigurationManager({"patch_size": PATCH, "architecture": {}})
     return predictor
-
-
-@contextmanager
-def counted_slices(network: AutoSAM2) -> Iterator[list[int]]:
-    """Slices that the image encoder gets, each time."""
-    calls: list[int] = []
-    encoder = network.sam2_branch.sam2.image_encoder
-    with encoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0]))):
-        yield calls
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import copy
 import gc
 import io
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from nnunet_autosam2 import AutoSAM2
 from nnunet_autosam2.architectures.masks import SAM2Output
 from nnunet_autosam2.trainers import test_time_augmentation
+from tests.counted_slices import counted_slices
 
 pytestmark = pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
 SIZE = (16, 16, 32)
@@ -57,15 +57,6 @@ def predict(network: nn.Module, volume: Tensor) -> Tensor:
     return make_predictor(network)._internal_maybe_mirror_and_predict(volume)
 
 
-@contextmanager
-def counted_calls(network: AutoSAM2) -> Iterator[list[int]]:
-    """Slices that the image encoder gets, each time."""
-    calls: list[int] = []
-    encoder = network.sam2_branch.sam2.image_encoder
-    with encoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0]))):
-        yield calls
-
-
 def passes(network: AutoSAM2, volume: Tensor, sam2: SAM2Output | None = None) -> Tensor:
     """[8, B, C, D, H, W]: each pass as a prediction of its own, or with what SAM2 makes of the first."""
     with torch.inference_mode():
@@ -99,9 +90,9 @@ def test_a_mirror_image_is_recognised_by_one_comparison(make_network, monkeypatc
 )
 def test_sam2_is_prompted_on_a_tile_once(make_network, region_based, size, propagation):
     network, volume = make_network(region_based=region_based, propagation=propagation), make_volume(size)
-    with counted_calls(network) as once, torch.inference_mode():
+    with counted_slices(network) as once, torch.inference_mode():
         _, sam2 = network(volume, return_sam2=True)
-    with counted_calls(network) as calls:
+    with counted_slices(network) as calls:
         predicted = predict(network, volume)
     assert calls == once
     expected = passes(network, volume, sam2)
@@ -123,9 +114,9 @@ def test_embeddings_of_a_tile_are_mirrored_like_masks(make_network, fusion):
     network, volume = make_network(feature_fusion=True, fusion=fusion), make_volume()
     for level in network.feature_fusion.levels:
         nn.init.normal_(level.mix.weight, std=0.3)
-    with counted_calls(network) as once, torch.inference_mode():
+    with counted_slices(network) as once, torch.inference_mode():
         _, sam2 = network(volume, return_sam2=True)
-    with counted_calls(network) as calls:
+    with counted_slices(network) as calls:
         predicted = predict(network, volume)
     assert len(calls) == 1
     assert calls == once
@@ -138,7 +129,7 @@ def test_each_axis_is_asked_along_once(make_network, fusion):
     network, volume = make_network(feature_fusion=True, fusion=fusion, slice_axes=3), make_volume((16, 32, 48))
     for level in network.feature_fusion.levels:
         nn.init.normal_(level.mix.weight, std=0.3)
-    with counted_calls(network) as calls:
+    with counted_slices(network) as calls:
         predicted = predict(network, volume)
     assert len(calls) == 3
     known, expected = {}, []
@@ -154,7 +145,7 @@ def test_each_axis_is_asked_along_once(make_network, fusion):
 
 def test_each_pass_may_ask_along_its_axis(make_network):
     network, volume = make_network(slice_axes=2, sam2_mirroring=True), make_volume()
-    with counted_calls(network) as calls:
+    with counted_slices(network) as calls:
         predicted = predict(network, volume)
     assert len(calls) == 8
     with torch.inference_mode():
@@ -182,7 +173,7 @@ def test_a_symmetric_tile_is_its_own_mirror_image(make_network):
     network = make_network()
     half = make_volume()
     volume = half + half.flip(2)
-    with counted_calls(network) as calls:
+    with counted_slices(network) as calls:
         predict(network, volume)
     assert len(calls) == 1
 
@@ -199,7 +190,7 @@ class Wrapped(nn.Module):
 def test_it_is_found_within_wrappers(make_network):
     """As of distributed data parallel in a validation."""
     network, volume = make_network(), make_volume()
-    with counted_calls(network) as calls:
+    with counted_slices(network) as calls:
         predicted = predict(Wrapped(network), volume)
     assert len(calls) == 1
     torch.testing.assert_close(predicted, predict(network, volume))
