@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_autosam2.architectures.backbone import Size3d, UNetOutput
+from nnunet_autosam2.architectures.freed_memory import give_back_before_backward
 from nnunet_autosam2.architectures.fusion import fuse
 from nnunet_autosam2.architectures.log_odds import foreground_probabilities
 from nnunet_autosam2.architectures.masks import SAM2Output, SliceEmbeddings, cropped
@@ -100,6 +101,8 @@ class AutoSAM2(nn.Module):
         foreground = foreground if foreground is None else self.unet.padded(foreground)
         masks, known, axis = sam2 or SAM2Output(None, None, self._draw_axis() if slice_axis is None else slice_axis)
         unet, known = self._run_unet(volume, foreground, size, known, axis)
+        if self.config.uses_sam2:
+            give_back_before_backward(unet.logits[0])
         logits, slices, fused = cropped(unet.logits[0], size), None, None
         if self.config.makes_masks:
             seen = unet if self._trains_jointly else unet.detach()

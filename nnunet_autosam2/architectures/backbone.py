@@ -111,13 +111,16 @@ class Backbone(nn.Module):
             residuals: added to the decoder's features, by level, from the middle one on.
         """
         residuals = residuals or {}
-        x = _added(half.features[self.middle], residuals.get(self.middle))
-        features = {**half.features, self.middle: x}
+        x = middle = _added(half.features[self.middle], residuals.get(self.middle))
+        # Each head right behind its features: in the backward pass their gradient would wait for all finer levels.
+        heads = range(len(self.strides) if self.deep_supervision else 1)
+        coarse = {**half.features, self.middle: middle}
+        logits = {level: self.head(level)(features) for level, features in coarse.items() if level in heads}
         for level in reversed(range(self.middle)):
-            x = features[level] = _added(self.decode(level, x, half.skips[level]), residuals.get(level))
-        levels = range(len(self.strides) if self.deep_supervision else 1)
-        logits = tuple(self.head(level)(features[level]) for level in levels)
-        return UNetOutput(logits, features[self.middle], features[0] if self.gives_finest_features else None)
+            x = _added(self.decode(level, x, half.skips[level]), residuals.get(level))
+            if level in heads:
+                logits[level] = self.head(level)(x)
+        return UNetOutput(tuple(logits[level] for level in heads), middle, x if self.gives_finest_features else None)
 
     def parts(self) -> list[nn.Module]:
         """The encoder and the stages of the decoder."""

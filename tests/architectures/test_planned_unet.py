@@ -47,6 +47,20 @@ def test_logits_are_the_planned_networks_own(kind, strides):
     assert torch.equal(alone, expected[0])
 
 
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_the_backward_pass_takes_the_planned_networks_own_course(kind):
+    """Gradients that wait for other levels take memory. Weights get theirs in the order of the pass."""
+    network, volume = planned(kind), torch.randn(2, 2, *SIZE)
+    order: list[str] = []
+    for name, parameter in network.named_parameters():
+        parameter.register_hook(lambda _, name=name: order.append(name))
+    sum(logits.sum() for logits in network(volume)).backward()
+    expected = order.copy()
+    order.clear()
+    sum(logits.sum() for logits in PlannedUNet(network)(volume).logits).backward()
+    assert order == expected
+
+
 def test_names_are_nnunets():
     network = planned()
     names = set(network.state_dict())
