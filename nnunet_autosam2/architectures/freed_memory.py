@@ -1,9 +1,13 @@
 """Memory that the C library keeps after it was freed."""
 
 import ctypes
+import os
 import sys
 
 from torch import Tensor
+
+KEEPS_ALL = "MALLOC_TRIM_THRESHOLD_"
+"""Environment variable of glibc by which a user asks it to keep what is freed"""
 
 
 def give_back_before_backward(output: Tensor) -> None:
@@ -12,7 +16,7 @@ def give_back_before_backward(output: Tensor) -> None:
     glibc keeps freed blocks below 32 MiB (M_MMAP_THRESHOLD in mallopt(3)) for others of such sizes. SAM2's activations
     are below it and those of a UNet above, so that what SAM2 is done with would add to what the UNet needs.
     """
-    if output.requires_grad and output.device.type == "cpu" and sys.platform == "linux":
+    if output.requires_grad and output.device.type == "cpu" and sys.platform == "linux" and KEEPS_ALL not in os.environ:
         output.register_hook(_give_back)
 
 
