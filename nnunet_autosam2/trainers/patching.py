@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from nnunet_autosam2.architectures.autosam2 import AutoSAM2
-from nnunet_autosam2.config import AutoSAM2Config
 
 
 def put_around(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], without: str) -> None:
@@ -33,9 +32,9 @@ def autosam2_of(network: Any) -> AutoSAM2 | None:
     return network
 
 
-def config_of_prediction(network: Any) -> AutoSAM2Config | None:
-    """The configuration of an AutoSAM2 network that predicts with SAM2; None: it is another, or does not."""
+def predicting_autosam2_of(network: Any) -> AutoSAM2 | None:
+    """The AutoSAM2 network in another that predicts with SAM2; None: it is none, or does not."""
     autosam2 = autosam2_of(network)
     if autosam2 is None or autosam2.training or autosam2.deep_supervision or not autosam2.config.uses_sam2:
         return None
-    return autosam2.config
+    return autosam2

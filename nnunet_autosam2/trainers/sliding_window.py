@@ -8,7 +8,7 @@ from typing import Any
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
-from nnunet_autosam2.trainers.patching import autosam2_of, config_of_prediction, put_around
+from nnunet_autosam2.trainers.patching import predicting_autosam2_of, put_around
 
 PREDICT_TILES = "_internal_predict_sliding_window_return_logits"
 
@@ -21,8 +21,8 @@ def encode_shared_slices_once() -> None:
 
 def _with_slices_encoded_once(predict_tiles: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def predict(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        network = autosam2_of(self.network)
-        if network is None or network.sam2_branch is None or config_of_prediction(network) is None:
+        network = predicting_autosam2_of(self.network)
+        if network is None or network.sam2_branch is None:
             return predict_tiles(self, *args, **kwargs)
         with network.sam2_branch.encodes_each_slice_once():
             return predict_tiles(self, *args, **kwargs)

@@ -11,7 +11,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
 from nnunet_autosam2.architectures.masks import SAM2Output
-from nnunet_autosam2.trainers.patching import config_of_prediction, put_around
+from nnunet_autosam2.trainers.patching import predicting_autosam2_of, put_around
 
 PREDICT_TILE = "_internal_maybe_mirror_and_predict"
 MIRRORINGS = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
@@ -80,10 +80,13 @@ def install() -> None:
 
 def _with_sam2_once(predict_tile: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def predict(self: Any, tile: Tensor) -> Tensor:
-        network, config = self.network, config_of_prediction(self.network)
+        autosam2 = predicting_autosam2_of(self.network)
+        if autosam2 is None:
+            return predict_tile(self, tile)
+        network, config = self.network, autosam2.config
         # Without the UNet's decoder all passes would be one.
-        shares = config is not None and config.enable_unet_decoder and not config.sam2_mirroring
-        if config is None or (config.slice_axes == 1 and not shares):
+        shares = config.enable_unet_decoder and not config.sam2_mirroring
+        if not shares and config.slice_axes == 1:
             return predict_tile(self, tile)
         self.network = SAM2OncePerTile(network, config.slice_axes, shares)
         try:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nnunet_autosam2 import AutoSAM2
-from nnunet_autosam2.trainers.patching import autosam2_of, put_around
+from nnunet_autosam2.trainers.patching import autosam2_of, predicting_autosam2_of, put_around
 
 
 def test_a_function_is_wrapped_once_and_keeps_its_name() -> None:
@@ -35,3 +35,15 @@ def test_the_network_is_found_in_what_is_around_it() -> None:
     assert autosam2_of(nn.DataParallel(network)) is network
     assert autosam2_of(nn.Linear(1, 1)) is None
     assert autosam2_of(None) is None
+
+
+@pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
+def test_one_that_trains_or_has_no_sam2_does_not_predict_with_it() -> None:
+    network = AutoSAM2(3, 2, sam2_image_size=64, sam2_checkpoint="random").eval()
+    assert predicting_autosam2_of(torch.compile(network)) is network
+    network.set_deep_supervision(True)
+    assert predicting_autosam2_of(network) is None
+    network.set_deep_supervision(False)
+    assert predicting_autosam2_of(network.train()) is None
+    assert predicting_autosam2_of(AutoSAM2(3, 2, slice_fraction=0).eval()) is None
+    assert predicting_autosam2_of(nn.Linear(1, 1)) is None
