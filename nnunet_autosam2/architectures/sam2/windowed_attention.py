@@ -30,7 +30,7 @@ class UnpaddedBlock(MultiScaleBlock):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor, size: torch.Size) -> Tensor:
-        windows, padded_size = window_partition(self._padded(self.attn.qkv(x)), self.window_size)
+        windows, padded_size = self._windows(x)
         q, k, v = windows.chunk(3, dim=-1)
         if self.q_stride:
             q = do_pool(q, self.pool)
@@ -41,15 +41,17 @@ class UnpaddedBlock(MultiScaleBlock):
         attended = window_unpartition(attended, q.shape[1], pooled_size, size)
         return self.attn.proj(attended.contiguous())  # cut to size, or torch would copy the weights for each row
 
-    def _padded(self, qkv: Tensor) -> Tensor:
-        """[N, H, W, 3 C'], to multiples of the window."""
-        height, width = qkv.shape[1:3]
+    def _windows(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """[N, H, W, C] → [n, h, w, 3 C'] in windows, and height and width with their padding."""
+        height, width = x.shape[1:3]
         below, right = -height % self.window_size, -width % self.window_size
         if not below and not right:
-            return qkv
+            windows, size = window_partition(x, self.window_size)  # C numbers are copied a token, and not 3 C'
+            return self.attn.qkv(windows), size
+        qkv = self.attn.qkv(x)
         padded = self.attn.qkv.bias.to(qkv.dtype).expand(len(qkv), height + below, width + right, -1).clone()
         padded[:, :height, :width] = qkv
-        return padded
+        return window_partition(padded, self.window_size)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """[n, h, w, C'] → [n, heads, h · w, C' / heads]"""
