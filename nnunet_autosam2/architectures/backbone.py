@@ -112,12 +112,14 @@ class Backbone(nn.Module):
         """
         residuals = residuals or {}
         x = middle = _added(half.features[self.middle], residuals.get(self.middle))
-        # Each head right behind its features: in the backward pass their gradient would wait for all finer levels.
+        coarse, logits = {**half.features, self.middle: middle}, {}
         heads = range(len(self.strides) if self.deep_supervision else 1)
-        coarse = {**half.features, self.middle: middle}
-        logits = {level: self.head(level)(features) for level, features in coarse.items() if level in heads}
-        for level in reversed(range(self.middle)):
-            x = _added(self.decode(level, x, half.skips[level]), residuals.get(level))
+        for level in reversed(range(len(self.strides))):
+            if level < self.middle:
+                x = _added(self.decode(level, x, half.skips[level]), residuals.get(level))
+            else:
+                x = coarse[level]
+            # Right behind its features: in the backward pass the head's gradient would wait for all finer levels.
             if level in heads:
                 logits[level] = self.head(level)(x)
         return UNetOutput(tuple(logits[level] for level in heads), middle, x if self.gives_finest_features else None)

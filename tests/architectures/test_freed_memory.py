@@ -5,7 +5,9 @@ import sys
 import pytest
 import torch
 
+from nnunet_autosam2.architectures import freed_memory
 from nnunet_autosam2.architectures.freed_memory import KEEPS_ALL, give_back_before_backward
+from nnunet_autosam2.trainers.loss import AutoSAM2Loss, WeightedBCEDiceLoss
 from tests.architectures.test_memory import resident
 
 MIB = 2**20
@@ -34,3 +36,21 @@ def test_nothing_is_given_back_without_gradients_or_against_the_users_will(monke
     output = torch.zeros(1, requires_grad=gradients) * 2
     give_back_before_backward(output)
     assert output._backward_hooks is None
+
+
+@pytest.mark.filterwarnings("ignore:sam2_checkpoint is random")
+def test_a_training_step_gives_back_between_sam2_and_the_unet(make_network, monkeypatch):
+    monkeypatch.delenv(KEEPS_ALL, raising=False)
+    network, order = make_network(region_based=True).train(), []
+    monkeypatch.setattr(freed_memory, "_give_back", lambda _: order.append("given back"))
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda _, name=name: order.append(name))
+    output = network.training_outputs(torch.randn(2, 2, 16, 32, 32))
+    targets = [torch.ones_like(logits) for logits in output.unet]
+    AutoSAM2Loss(WeightedBCEDiceLoss(3, region_based=True))(output, targets).backward()
+    assert order.count("given back") == 1
+    at = order.index("given back")
+    assert order[:at]
+    assert not any(name.startswith("unet.") for name in order[:at])
+    assert all(name.startswith("unet.") for name in order[at + 1 :])
